@@ -1,0 +1,73 @@
+# Every target does its own set-up: a virtual environment in .venv, made when pyproject.toml is newer than it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONHASHSEED := 0
+# One place where the networks are exported to for the demo, the slow tests and the benchmarks.
+export LOADPART_EDGE_STORE ?= $(CURDIR)/.cache/models
+PROTOS := $(shell find protos -name '*.proto')
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## show this text
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing LoADPart and what it needs into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[server]" --group test --group lint --group proto --group demo
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/installed  ## make the virtual environment
+
+.PHONY: demo
+demo: setup  ## run the six networks on a photograph: locally, offloaded, load-aware
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: setup  ## run the fast tests (under five minutes)
+	@$(BIN)/python -m pytest
+
+.PHONY: test-slow
+test-slow: setup  ## run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow --timeout 1800
+
+.PHONY: lint
+lint: setup  ## check style, types, protos, generated code and the import rule
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@cd protos && ../$(BIN)/buf lint
+	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: setup  ## put the code into shape
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+.PHONY: proto
+proto: setup  ## generate the Python code of protos/
+	@$(BIN)/python protos/generate.py
+
+.PHONY: bench-exact
+bench-exact: setup  ## every cut of every network over gRPC, compared bit for bit
+	@$(BIN)/python -m benchmarks.exact
+
+.PHONY: bench-overhead
+bench-overhead: setup  ## what splitting costs beyond computing: milliseconds a request, microseconds a decision
+	@$(BIN)/python -m benchmarks.overhead
+
+.PHONY: bench-footprint
+bench-footprint: setup  ## seconds to ready, memory of each process, seconds to import the SDK
+	@$(BIN)/python -m benchmarks.footprint
+
+.PHONY: bench-abuse
+bench-abuse: setup  ## 10,000 bad requests, then 100 good ones
+	@$(BIN)/python -m benchmarks.abuse
+
+.PHONY: clean
+clean:  ## remove the virtual environment and everything cached
+	@rm -rf $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,246 @@
+"""Networks as a format-neutral graph of layers, and the places where it can be cut.
+
+A layer is an operator that depends on the network's inputs; weights, constants and what is computed from them alone
+are on both sides anyway and are no layers. Layers are in topological order, so cut `c` gives the first `c` of them to
+the device and the rest to the server. What crosses is every value that is made before the cut (or is an input) and
+used after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from loadpart_common.errors import CutError, ModelError
+from loadpart_common.tensors import BATCH, TensorSpec
+
+
+class Value(NamedTuple):
+    """A tensor of a graph: element `element` of what layer `layer` gives; input `element` when `layer` is -1."""
+
+    layer: int
+    element: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """An operator of a network.
+
+    Attributes:
+        name: Where it stands in the network; unique.
+        kind: Operator kind, such as `Conv2D`.
+        inputs: The values it takes, weights and constants left out.
+        outputs: What it gives, one specification a tensor.
+        flops: Floating-point operations for one item of the batch; a multiply-add counts as two.
+        weight_bytes: Bytes of the weights that it reads.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[TensorSpec, ...]
+    flops: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """A stretch that must stay in one piece, because layer `layer` changes memory that others in it read.
+
+    Cuts `first` < c <= `last` are refused.
+    """
+
+    first: int
+    last: int
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A place to cut.
+
+    Attributes:
+        index: Layers on the device.
+        live: Values that cross, in topological order.
+        specs: Their specifications, in the same order.
+        device_outputs: Indices of the network's outputs that the device has after the head.
+        server_outputs: Indices of the network's outputs that the tail gives.
+    """
+
+    index: int
+    live: tuple[Value, ...]
+    specs: tuple[TensorSpec, ...]
+    device_outputs: tuple[int, ...]
+    server_outputs: tuple[int, ...]
+
+    def nbytes(self, batch: int = 1) -> int:
+        """Bytes that cross for a batch, before any codec."""
+        return sum(spec.nbytes(batch) for spec in self.specs)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Part of a network that runs as one: layers `first` to `stop` - 1.
+
+    Attributes:
+        first: Its first layer.
+        stop: The layer after its last one.
+        inputs: Values that it takes.
+        outputs: Values that it gives: first what others go on from, then outputs of the network not among these.
+    """
+
+    first: int
+    stop: int
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network: inputs, layers in topological order, and which values are its outputs."""
+
+    inputs: tuple[TensorSpec, ...]
+    layers: tuple[Layer, ...]
+    outputs: tuple[Value, ...]
+    barriers: tuple[Barrier, ...] = ()
+
+    @property
+    def whole(self) -> int:
+        """The cut that leaves everything on the device: the number of layers."""
+        return len(self.layers)
+
+    @cached_property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """Specifications of the outputs."""
+        return tuple(self.spec(value) for value in self.outputs)
+
+    @cached_property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Every valid cut, in order; the first is full offload, the last fully local."""
+        return tuple(self._cut(index) for index in range(self.whole + 1) if self._barrier_at(index) is None)
+
+    @cached_property
+    def _cut_by_index(self) -> dict[int, Cut]:
+        return {cut.index: cut for cut in self.cuts}
+
+    @cached_property
+    def _last_use(self) -> dict[Value, int]:
+        """The last layer that uses each value."""
+        return {value: index for index, layer in enumerate(self.layers) for value in layer.inputs}
+
+    def spec(self, value: Value) -> TensorSpec:
+        """Specification of a value."""
+        return self.inputs[value.element] if value.layer < 0 else self.layers[value.layer].outputs[value.element]
+
+    def cut(self, index: int) -> Cut:
+        """The cut that leaves `index` layers on the device.
+
+        Raises:
+            CutError: There are not so many layers, or memory effects forbid it.
+        """
+        found = self._cut_by_index.get(index)
+        if found is not None:
+            return found
+        barrier = self._barrier_at(index)
+        if barrier is None:
+            raise CutError(f"cut {index} is out of range: expected 0 (all on the server) to {self.whole} (all here)")
+        layer = self.layers[barrier.layer]
+        raise CutError(
+            f"cut {index} would separate layer {layer.name!r} ({layer.kind}), which changes memory in place, "
+            f"from the layers that share it: expected at most {barrier.first} or at least {barrier.last + 1}"
+        )
+
+    def head(self, index: int) -> Segment:
+        """What the device runs for a cut; the whole network for the last one.
+
+        Raises:
+            CutError: The cut is not valid.
+        """
+        cut = self.cut(index)
+        made = [value for value in cut.live if value.layer >= 0]
+        outputs = [value for value in self.outputs if 0 <= value.layer < index]
+        inputs = {value for layer in self.layers[:index] for value in layer.inputs if value.layer < 0}
+        return Segment(0, index, tuple(sorted(inputs)), tuple(dict.fromkeys([*made, *outputs])))
+
+    def tail(self, index: int) -> Segment:
+        """What the server runs for a cut; nothing for the last one.
+
+        Raises:
+            CutError: The cut is not valid.
+        """
+        cut = self.cut(index)
+        outputs = [self.outputs[i] for i in cut.server_outputs]
+        return Segment(index, self.whole, cut.live, tuple(dict.fromkeys(outputs)))
+
+    def _barrier_at(self, index: int) -> Barrier | None:
+        return next((barrier for barrier in self.barriers if barrier.first < index <= barrier.last), None)
+
+    def _cut(self, index: int) -> Cut:
+        live = tuple(sorted(value for value, last in self._last_use.items() if value.layer < index <= last))
+        return Cut(
+            index=index,
+            live=live,
+            specs=tuple(self.spec(value) for value in live),
+            device_outputs=tuple(i for i, value in enumerate(self.outputs) if value.layer < index),
+            server_outputs=tuple(i for i, value in enumerate(self.outputs) if value.layer >= index),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The graph as plain lists and dictionaries, ready for `json.dumps`."""
+        return {
+            "inputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self.inputs],
+            "layers": [
+                {
+                    "name": layer.name,
+                    "kind": layer.kind,
+                    "inputs": [list(value) for value in layer.inputs],
+                    "outputs": [[spec.dtype, list(spec.shape)] for spec in layer.outputs],
+                    "flops": layer.flops,
+                    "weight_bytes": layer.weight_bytes,
+                }
+                for layer in self.layers
+            ],
+            "outputs": [list(value) for value in self.outputs],
+            "barriers": [[barrier.first, barrier.last, barrier.layer] for barrier in self.barriers],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Graph:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ModelError: It is something else.
+        """
+        try:
+            layers = tuple(
+                Layer(
+                    name=entry["name"],
+                    kind=entry["kind"],
+                    inputs=tuple(Value(*value) for value in entry["inputs"]),
+                    outputs=output_specs(entry["name"], [(dtype, tuple(shape)) for dtype, shape in entry["outputs"]]),
+                    flops=entry["flops"],
+                    weight_bytes=entry["weight_bytes"],
+                )
+                for entry in data["layers"]
+            )
+            return cls(
+                inputs=tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in data["inputs"]),
+                layers=layers,
+                outputs=tuple(Value(*value) for value in data["outputs"]),
+                barriers=tuple(Barrier(*barrier) for barrier in data["barriers"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"not the graph of a network: {error!r}") from error
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether any batch size is taken; if not, only the one that is in the shapes."""
+        return all(spec.shape[:1] == (BATCH,) for spec in self.inputs)
+
+
+def output_specs(layer: str, tensors: list[tuple[str, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
+    """Names what a layer gives: by the layer, and by the element where there are several."""
+    if len(tensors) == 1:
+        return (TensorSpec(layer, *tensors[0]),)
+    return tuple(TensorSpec(f"{layer}:{element}", *tensor) for element, tensor in enumerate(tensors))

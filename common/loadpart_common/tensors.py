@@ -1,0 +1,76 @@
+"""Element types, tensor specifications, and the check of an array against one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from loadpart_common.errors import InputError
+
+Array: TypeAlias = npt.NDArray[Any]
+
+BATCH = -1
+"""Stands for the batch size in a shape."""
+
+DTYPES = (
+    "float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "bool", "float16", "float64", "uint32", "uint64",
+)  # fmt: skip
+"""Names of the element types that can cross a cut, as numpy calls them."""
+
+_ITEM_BYTES = {name: np.dtype(name).itemsize for name in DTYPES}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, element type and shape of a tensor; a leading `BATCH` in the shape stands for any batch size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("N" if size == BATCH else str(size) for size in self.shape)
+        return f"{self.dtype}[{sizes}]"
+
+    def nbytes(self, batch: int) -> int:
+        """Bytes of the tensor for `batch` items."""
+        return math.prod(self.concrete(batch)) * _ITEM_BYTES[self.dtype]
+
+    def concrete(self, batch: int) -> tuple[int, ...]:
+        """The shape with the batch size put in."""
+        return tuple(batch if size == BATCH else size for size in self.shape)
+
+
+def check_arrays(arrays: list[Array], specs: tuple[TensorSpec, ...], batch: int | None = None) -> int:
+    """Checks arrays against specifications and returns the batch size that they share.
+
+    Args:
+        arrays: What came.
+        specs: What is expected, in the same order.
+        batch: The batch size that is expected; any (of one or more) when it is None.
+
+    Raises:
+        InputError: The number of arrays, an element type, a rank, a size or the batch size is wrong.
+    """
+    if len(arrays) != len(specs):
+        expected = ", ".join(f"{spec.name}: {spec}" for spec in specs)
+        raise InputError(f"expected {len(specs)} tensor(s) ({expected}), got {len(arrays)}")
+    for array, spec in zip(arrays, specs, strict=True):
+        if array.dtype.name != spec.dtype:
+            raise InputError(f"tensor {spec.name!r}: expected dtype {spec.dtype}, got {array.dtype.name}")
+        fits = array.ndim == len(spec.shape) and all(
+            want in (BATCH, have) for want, have in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise InputError(f"tensor {spec.name!r}: expected {spec}, got shape {list(array.shape)}")
+        if spec.shape and spec.shape[0] == BATCH:
+            batch = array.shape[0] if batch is None else batch
+            if array.shape[0] != batch or batch < 1:
+                raise InputError(
+                    f"tensor {spec.name!r}: expected a batch of {max(batch, 1)}, got shape {list(array.shape)}"
+                )
+    return 1 if batch is None else batch

@@ -1,0 +1,60 @@
+"""What there is, and what the literature says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInfo:
+    """A network.
+
+    Attributes:
+        module: Module of this package that defines it.
+        factory: Name of the function there that builds it.
+        image_size: Height and width of the images that it takes.
+        mean: Per channel, what is taken from a pixel (0 to 255).
+        deviation: Per channel, what the difference is divided by.
+        parameters: Trainable parameters, as published.
+        source: Where it was published.
+    """
+
+    module: str
+    factory: str
+    image_size: int
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    parameters: int
+    source: str
+
+
+_IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_SYMMETRIC = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+
+NETWORKS = {
+    "alexnet": NetworkInfo(
+        "alexnet", "alexnet", 224, *_IMAGENET, 61_100_840,
+        "Krizhevsky, One weird trick for parallelizing convolutional neural networks, 2014 (arXiv 1404.5997)",
+    ),
+    "resnet18": NetworkInfo(
+        "resnet", "resnet18", 224, *_IMAGENET, 11_689_512,
+        "He et al., Deep residual learning for image recognition, CVPR 2016",
+    ),
+    "resnet50": NetworkInfo(
+        "resnet", "resnet50", 224, *_IMAGENET, 25_557_032,
+        "He et al., Deep residual learning for image recognition, CVPR 2016",
+    ),
+    "squeezenet": NetworkInfo(
+        "squeezenet", "squeezenet", 224, *_IMAGENET, 1_248_424,
+        "Iandola et al., SqueezeNet, 2016 (arXiv 1602.07360)",
+    ),
+    "vgg16": NetworkInfo(
+        "vgg", "vgg16", 224, *_IMAGENET, 138_357_544,
+        "Simonyan and Zisserman, Very deep convolutional networks, ICLR 2015, configuration D",
+    ),
+    "xception": NetworkInfo(
+        "xception", "xception", 299, *_SYMMETRIC, 22_855_952,
+        "Chollet, Xception, CVPR 2017",
+    ),
+}  # fmt: skip
+"""The networks by name. Each gives 1000 class scores for an image."""

@@ -1,0 +1,29 @@
+"""Pieces that several networks share."""
+
+from __future__ import annotations
+
+from mindspore import nn
+
+
+def convolution(channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+    """A convolution with a bias."""
+    return nn.Conv2d(
+        channels_in, channels_out, kernel, stride=stride, pad_mode="pad", padding=padding, has_bias=True
+    )
+
+
+def convolution_norm(
+    channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, padding: int = 0, group: int = 1
+) -> list[nn.Cell]:
+    """A convolution without a bias, and batch normalisation after it."""
+    convolve = nn.Conv2d(
+        channels_in, channels_out, kernel, stride=stride, pad_mode="pad", padding=padding, group=group, has_bias=False
+    )
+    return [convolve, nn.BatchNorm2d(channels_out)]
+
+
+class GlobalAveragePool(nn.Cell):  # type: ignore[misc]  # MindSpore has no types
+    """The mean over height and width: `N,C,H,W` to `N,C`."""
+
+    def construct(self, x):  # type: ignore[no-untyped-def]  # noqa: D102  # compiled by MindSpore, not by Python
+        return x.mean((2, 3))

@@ -1,0 +1,63 @@
+"""Xception: depthwise separable convolutions with residual connections."""
+
+from __future__ import annotations
+
+from mindspore import nn
+
+from loadpart_common.zoo.layers import GlobalAveragePool, convolution_norm
+
+
+class Skip(nn.Cell):  # type: ignore[misc]  # MindSpore has no types
+    """A body whose result is added to its input, or to a projection of it, with nothing after the sum."""
+
+    def __init__(self, body: list[nn.Cell], projection: list[nn.Cell]) -> None:
+        super().__init__()
+        self.body = nn.SequentialCell(*body)
+        self.projection = nn.SequentialCell(*projection) if projection else None
+
+    def construct(self, x):  # type: ignore[no-untyped-def]  # noqa: D102  # compiled by MindSpore, not by Python
+        shortcut = x if self.projection is None else self.projection(x)
+        return self.body(x) + shortcut
+
+
+def _separable(channels_in: int, channels_out: int) -> list[nn.Cell]:
+    """A 3x3 convolution of each channel by itself, then a 1x1 convolution across them, then normalisation."""
+    depthwise = nn.Conv2d(
+        channels_in, channels_in, 3, pad_mode="pad", padding=1, group=channels_in, has_bias=False
+    )
+    return [depthwise, *convolution_norm(channels_in, channels_out, 1)]
+
+
+def _down(channels_in: int, middle: int, channels_out: int, *, relu_first: bool = True) -> Skip:
+    first = [nn.ReLU()] if relu_first else []
+    body = [*first, *_separable(channels_in, middle), nn.ReLU(), *_separable(middle, channels_out)]
+    pool = nn.MaxPool2d(3, 2, "same")
+    return Skip([*body, pool], convolution_norm(channels_in, channels_out, 1, stride=2))
+
+
+def _middle(channels: int) -> Skip:
+    body: list[nn.Cell] = []
+    for _ in range(3):
+        body += [nn.ReLU(), *_separable(channels, channels)]
+    return Skip(body, [])
+
+
+def xception() -> nn.Cell:
+    """Takes `N,3,299,299`, gives `N,1000`."""
+    return nn.SequentialCell(
+        *convolution_norm(3, 32, 3, stride=2),
+        nn.ReLU(),
+        *convolution_norm(32, 64, 3),
+        nn.ReLU(),
+        _down(64, 128, 128, relu_first=False),
+        _down(128, 256, 256),
+        _down(256, 728, 728),
+        *[_middle(728) for _ in range(8)],
+        _down(728, 728, 1024),
+        *_separable(1024, 1536),
+        nn.ReLU(),
+        *_separable(1536, 2048),
+        nn.ReLU(),
+        GlobalAveragePool(),
+        nn.Dense(2048, 1000),
+    )
