@@ -46,6 +46,8 @@ def frees_batch(program: Program, name: str) -> bool:
     if kind == "Reshape":
         shape = program.constant(node.input[1]) if len(node.input) > 1 else None
         return bool(shape) and shape[0] == -1
+    if kind == "Pad":
+        return program.settings(name, "paddings")[:2] == (0, 0)
     return False
 
 

@@ -46,7 +46,10 @@ def _bottleneck(channels: int, width: int, stride: int) -> tuple[list[nn.Cell], 
 
 def _resnet(depths: tuple[int, int, int, int], *, bottleneck: bool) -> nn.Cell:
     block = _bottleneck if bottleneck else _basic
-    cells = [*convolution_norm(3, 64, 7, stride=2, padding=3), nn.ReLU(), nn.MaxPool2d(3, 2, "pad", 1)]
+    # After a ReLU, padding with zeros gives the same maxima as MaxPool2d's own padding, which becomes a 3-D pooling
+    # with indices on a CPU and is many times slower.
+    pool = [nn.Pad(((0, 0), (0, 0), (1, 1), (1, 1))), nn.MaxPool2d(3, 2)]
+    cells = [*convolution_norm(3, 64, 7, stride=2, padding=3), nn.ReLU(), *pool]
     channels = 64
     for stage, depth in enumerate(depths):
         for position in range(depth):

@@ -1,0 +1,176 @@
+"""The decision: plans are points, the state of the world is a weight vector, and the least dot product wins.
+
+A plan's point is (device seconds, uplink bytes, server seconds, remote: 0 or 1), all idle figures. The weights are
+(device slow-down, seconds per byte, server slow-down, round trip and queue wait). Predicted latency is their product,
+so a plan that is no vertex of the lower convex hull of the points wins for no weights at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadpart_common.graph import Graph
+    from loadpart_common.tensors import Array
+
+
+_LEAST_MARGIN = 1e-9
+"""Of coordinates scaled to 1: a plan that others tie with for all of its weights need not be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A plan as a point.
+
+    Attributes:
+        cut: Layers on the device.
+        device_seconds: Idle seconds of the head.
+        uplink_bytes: Bytes that cross.
+        server_seconds: Idle seconds of the tail.
+        remote: Whether the server is asked at all.
+    """
+
+    cut: int
+    device_seconds: float
+    uplink_bytes: int
+    server_seconds: float
+    remote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The state of the world.
+
+    Attributes:
+        device_slow_down: Measured over predicted seconds of heads.
+        seconds_per_byte: Of the uplink.
+        server_slow_down: Measured over predicted seconds of tails.
+        fixed_seconds: What any remote plan costs: round trip, queue wait, reply.
+    """
+
+    device_slow_down: float
+    seconds_per_byte: float
+    server_slow_down: float
+    fixed_seconds: float
+
+
+class Plans:
+    """The plans that may be chosen, ready for fast decisions.
+
+    Attributes:
+        points: The plans, in the order of their cuts.
+    """
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        if not points:
+            raise ValueError("expected at least one plan")
+        self.points = tuple(sorted(points, key=lambda point: point.cut))
+        self._matrix = as_matrix(self.points)
+        self._position = {point.cut: position for position, point in enumerate(self.points)}
+
+    def __contains__(self, cut: int) -> bool:
+        return cut in self._position
+
+    def seconds(self, weights: Weights, batch: int = 1) -> Array:
+        """Predicted latency of every plan in seconds, shape (plans,)."""
+        vector = (
+            weights.device_slow_down * batch,
+            weights.seconds_per_byte * batch,
+            weights.server_slow_down * batch,
+            weights.fixed_seconds,
+        )
+        return self._matrix @ np.array(vector)
+
+    def choose(
+        self, weights: Weights, batch: int = 1, *, current: int | None = None, threshold: float = 0.0
+    ) -> tuple[Point, float]:
+        """The plan with the least predicted latency, and that latency in seconds.
+
+        Args:
+            weights: The state of the world.
+            batch: Items of the batch; points are for one.
+            current: Cut of the plan in use, which is kept unless another gains more than `threshold`.
+            threshold: Least gain that is worth a switch, as a share of the current plan's latency.
+        """
+        seconds = self.seconds(weights, batch)
+        best = int(seconds.argmin())
+        kept = self._position.get(current) if current is not None else None
+        if kept is not None and seconds[best] > seconds[kept] * (1 - threshold):
+            best = kept
+        return self.points[best], float(seconds[best])
+
+
+def points(graph: Graph, head_seconds: Array, tail_seconds: Array) -> tuple[Point, ...]:
+    """The point of every valid cut.
+
+    Args:
+        graph: The network.
+        head_seconds: Idle seconds of the head of each cut on the device, shape (layers + 1,).
+        tail_seconds: Idle seconds of the tail of each cut on the server, shape (layers + 1,).
+    """
+    return tuple(
+        Point(
+            cut.index,
+            float(head_seconds[cut.index]),
+            cut.nbytes() if cut.index < graph.whole else 0,
+            float(tail_seconds[cut.index]) if cut.index < graph.whole else 0.0,
+            cut.index < graph.whole,
+        )
+        for cut in graph.cuts
+    )
+
+
+def as_matrix(plans: Sequence[Point]) -> Array:
+    """Points as rows, shape (plans, 4)."""
+    return np.array([[p.device_seconds, p.uplink_bytes, p.server_seconds, p.remote] for p in plans], dtype=float)
+
+
+def lower_hull(plans: Sequence[Point]) -> tuple[Point, ...]:
+    """The plans that win for some weights, none of them negative; in the order given.
+
+    A plan wins for no weights exactly if a mixture of others is nowhere above it (Farkas' lemma), which a linear
+    programme decides for each plan that no single other one dominates. The hull is the same for devices or links of
+    any speed, since scaling a coordinate only scales its weight.
+    """
+    from scipy.optimize import linprog
+
+    matrix = as_matrix(plans)
+    scale = matrix.max(axis=0)
+    matrix = matrix / np.where(scale > 0, scale, 1.0)
+    candidates = _undominated(matrix)
+    winners = []
+    for row in candidates:
+        others = matrix[[other for other in candidates if other != row]]
+        if len(others) == 0:
+            return (plans[row],)
+        # Find weights w >= 0 of sum 1 and the largest margin m such that w . other >= w . row + m for every other.
+        gap = np.hstack([matrix[row] - others, np.ones((len(others), 1))])
+        result = linprog(
+            c=[0, 0, 0, 0, -1],
+            A_ub=gap,
+            b_ub=np.zeros(len(others)),
+            A_eq=[[1, 1, 1, 1, 0]],
+            b_eq=[1],
+            bounds=[(0, None)] * 4 + [(None, None)],
+            method="highs",
+        )
+        if result.status != 0 or result.x[4] > _LEAST_MARGIN:
+            winners.append(row)
+    return tuple(plans[row] for row in winners)
+
+
+def _undominated(matrix: Array) -> list[int]:
+    """Rows that no other row is as good as everywhere; of equal rows the first."""
+    kept = []
+    for row, point in enumerate(matrix):
+        no_worse = (matrix <= point).all(axis=1)
+        better = no_worse & (matrix < point).any(axis=1)
+        equal_before = (matrix[:row] == point).all(axis=1).any()
+        if not better.any() and not equal_before:
+            kept.append(row)
+    return kept

@@ -1,0 +1,133 @@
+"""The command line of the edge server: serve, export, models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from loadpart_common.errors import OffloadError
+from loadpart_common.store import ModelStore
+from loadpart_common.zoo import NETWORKS
+from loadpart_common.zoo import export as export_network
+from loadpart_edge.daemon import Daemon
+from loadpart_edge.settings import ENV_PREFIX, load_settings
+
+app = typer.Typer(
+    name="loadpart-edge",
+    help="Runs the tails of neural networks for devices that run the heads.",
+    epilog=f"Every setting can also be given as {ENV_PREFIX}NAME in the environment, or in a TOML file (--config).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}CONFIG", help="TOML file with settings.")]
+Store = Annotated[Path | None, typer.Option(help="Folder of the model store.")]
+
+
+@app.command()
+def serve(
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT for gRPC; port 0 picks a free one.")] = None,
+    metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus metrics.")] = None,
+    models: Annotated[str | None, typer.Option(help="Models to serve, by commas; all in the store if absent.")] = None,
+    store: Store = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; each holds all models.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of one worker; 0 shares out the cores.")] = None,
+    queue_limit: Annotated[int | None, typer.Option(help="Jobs that may wait; more are refused.")] = None,
+    max_message_bytes: Annotated[int | None, typer.Option(help="Largest message that is accepted.")] = None,
+    segment_memory_bytes: Annotated[int | None, typer.Option(help="Memory of a worker's compiled tails.")] = None,
+    status_period_seconds: Annotated[float | None, typer.Option(help="Period of the status stream.")] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="How long SIGTERM waits for jobs.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    config: Config = None,
+) -> None:
+    """Serves models until SIGTERM; says on stdout when it is ready, and where it listens."""
+    flags = {name: value for name, value in locals().items() if name != "config"}
+    settings = load_settings(flags, config)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s daemon: %(message)s", stream=sys.stderr
+    )
+    with _progress("building tails") as progress:
+        task = progress.add_task("building tails", total=None)
+        daemon = Daemon(settings, lambda done, total: progress.update(task, completed=done, total=total, visible=done < total))
+        asyncio.run(daemon.run())
+
+
+@app.command()
+def export(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Networks: {', '.join(NETWORKS)}; all if absent.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="MindSpore .ckpt with the weights of the one network.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights when there is no checkpoint.")] = 0,
+    labels: Annotated[Path | None, typer.Option(help="Text file with the names of the classes, one a line.")] = None,
+    store: Store = None,
+    config: Config = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Only networks that the store lacks.")] = False,
+) -> None:
+    """Writes networks into the model store."""
+    target = ModelStore(load_settings({"store": store}, config).store)
+    chosen = names or list(NETWORKS)
+    if checkpoint is not None and len(chosen) != 1:
+        raise typer.BadParameter("a checkpoint holds the weights of one network: name it")
+    if missing:
+        chosen = [name for name in chosen if name not in target.names()]
+    lines = tuple(labels.read_text(encoding="utf-8").splitlines()) if labels else None
+    with _progress("exporting") as progress:
+        for name in progress.track(chosen, description="exporting"):
+            with target.adding(name) as path:
+                export_network(name, path, seed=seed, checkpoint=checkpoint)
+            if lines is not None:
+                target.set_labels(name, lines)
+            target.open(name)
+    Console().print(f"{len(chosen)} network(s) written to {target.folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def models(store: Store = None, config: Config = None) -> None:
+    """Lists the model store."""
+    target = ModelStore(load_settings({"store": store}, config).store)
+    table = Table("model", "input", "output", "layers", "cuts", "GFLOP", "MB", "digest", box=None, header_style="bold")
+    for name in target.names():
+        try:
+            manifest = target.open(name).manifest
+        except OffloadError as error:
+            table.add_row(name, f"cannot be served: {error}")
+            continue
+        graph = manifest.graph
+        table.add_row(
+            name,
+            " ".join(map(str, graph.inputs)),
+            " ".join(map(str, graph.output_specs)),
+            str(graph.whole),
+            str(len(graph.cuts)),
+            f"{sum(layer.flops for layer in graph.layers) / 1e9:.2f}",
+            f"{manifest.file_bytes / 1e6:.1f}",
+            manifest.digest[:12],
+        )
+    if table.row_count:
+        Console().print(table)
+    else:
+        Console().print(f"no models in {target.folder}: 'loadpart-edge export' puts some there", highlight=False)
+
+
+def _progress(what: str) -> Progress:
+    """A progress bar on stderr, where there is a terminal."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+
+def main() -> None:
+    """Entry point: a domain error is one line on stderr and exit code 1."""
+    try:
+        app()
+    except OffloadError as error:
+        print(f"loadpart-edge: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)

@@ -1,0 +1,55 @@
+"""Prometheus metrics of the daemon. Every name and its meaning is here, and in the README."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from loadpart_edge.scheduler import Scheduler
+    from loadpart_edge.status import StatusBoard
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Metrics:
+    """The daemon's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "loadpart_edge_requests", "Requests answered, by method and gRPC status", ["method", "code"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.plans = Counter(
+            "loadpart_edge_plans", "Tails run, by model and cut", ["model", "cut"], registry=self.registry
+        )
+        self.received = Counter(
+            "loadpart_edge_received_bytes", "Tensor bytes received, by model", ["model"], registry=self.registry
+        )
+        self.phases = Histogram(
+            "loadpart_edge_phase_seconds", "Seconds a request spent in a phase: queue, build, tail, total",
+            ["model", "phase"], buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.worker_memory = Gauge(
+            "loadpart_edge_worker_resident_bytes", "Largest resident memory seen of a worker", registry=self.registry
+        )
+
+    def follow(self, scheduler: Scheduler, board: StatusBoard) -> None:
+        """Has the gauges read the scheduler and the status when they are scraped."""
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"loadpart_edge_{name}", text, registry=self.registry)
+
+        gauge("queue_length", "Jobs waiting for a worker").set_function(lambda: scheduler.queue_length)
+        gauge("running", "Jobs that workers run").set_function(lambda: scheduler.running)
+        gauge("backlog_seconds", "Predicted seconds until a job that comes now is started").set_function(
+            lambda: scheduler.backlog_seconds
+        )
+        gauge("slow_down", "Measured over predicted tail time").set_function(lambda: scheduler.slow_down.value)
+        gauge("cpu_utilisation", "Share of the processor cores in use, 0 to 1").set_function(lambda: board.cpu)
+        gauge("gpu_utilisation", "Share of the busiest GPU in use, 0 to 1; NaN where there is none").set_function(
+            lambda: float("nan") if board.gpu is None else board.gpu
+        )
+        gauge("worker_restarts", "Workers that died and were replaced").set_function(lambda: scheduler.restarts)

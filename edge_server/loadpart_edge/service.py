@@ -1,0 +1,200 @@
+"""The gRPC service: converts, calls, converts back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from loadpart.v1 import offload_pb2
+from loadpart_common.errors import (
+    ERROR_METADATA_KEY,
+    InternalError,
+    MessageTooLargeError,
+    OffloadError,
+    RequestError,
+    UnavailableError,
+)
+from loadpart_common.wire import (
+    METHODS,
+    SERVICE,
+    codec_named,
+    lenient_parser,
+    serialise,
+    tensors_from_wire,
+    tensors_to_wire,
+)
+from loadpart_edge.messages import Run
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from google.protobuf.message import Message
+
+    from loadpart_common.wire import Method
+    from loadpart_edge.metrics import Metrics
+    from loadpart_edge.models import ServedModels
+    from loadpart_edge.scheduler import Scheduler
+    from loadpart_edge.settings import Settings
+    from loadpart_edge.status import StatusBoard
+
+_CHUNK_BYTES = 1 << 20
+_MAX_PROBE_RESPONSE_BYTES = 16 << 20
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext
+
+
+class OffloadService:
+    """Answers devices."""
+
+    def __init__(
+        self, settings: Settings, models: ServedModels, scheduler: Scheduler, board: StatusBoard, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._scheduler = scheduler
+        self._board = board
+        self._metrics = metrics
+        self._noise = os.urandom(_CHUNK_BYTES)
+        self.ready = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The handler to add to a server."""
+        functions: dict[str, Callable[..., Any]] = {
+            "Infer": self.infer,
+            "WatchStatus": self.watch_status,
+            "Probe": self.probe,
+            "ListModels": self.list_models,
+            "GetModel": self.get_model,
+        }
+        handlers = {
+            name: (
+                grpc.unary_stream_rpc_method_handler(
+                    self._stream(method, functions[name]), lenient_parser(method.request), serialise
+                )
+                if method.streams
+                else grpc.unary_unary_rpc_method_handler(
+                    self._unary(method, functions[name]), lenient_parser(method.request), serialise
+                )
+            )
+            for name, method in METHODS.items()
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    async def infer(self, request: offload_pb2.InferRequest) -> offload_pb2.InferResponse:
+        """Runs a tail."""
+        received = time.perf_counter()
+        if not self.ready or self._board.draining:
+            raise UnavailableError("the server is shutting down" if self.ready else "the server is starting")
+        codec = codec_named(request.codec)
+        model = self._models.get(request.model)
+        arrays = tensors_from_wire(request.tensors, codec)
+        cut, batch = model.check(request.digest, request.cut, arrays)
+        job = Run(model.name, model.stored.path, cut.index, batch, arrays)
+        outcome = await self._scheduler.run(job, float(model.tail_seconds[cut.index]) * batch)
+        queue_seconds = outcome.queue_seconds + outcome.done.build_seconds
+        response = offload_pb2.InferResponse(
+            tensors=tensors_to_wire(outcome.done.arrays, codec),
+            queue_seconds=queue_seconds,
+            tail_seconds=outcome.done.seconds,
+            status=self._board.current(),
+        )
+        response.server_seconds = time.perf_counter() - received
+        self._metrics.plans.labels(model.name, str(cut.index)).inc()
+        self._metrics.received.labels(model.name).inc(cut.nbytes(batch))
+        for phase, seconds in (
+            ("queue", outcome.queue_seconds),
+            ("build", outcome.done.build_seconds),
+            ("tail", outcome.done.seconds),
+            ("total", response.server_seconds),
+        ):
+            self._metrics.phases.labels(model.name, phase).observe(seconds)
+        return response
+
+    async def watch_status(
+        self, _: offload_pb2.WatchStatusRequest
+    ) -> AsyncIterator[offload_pb2.WatchStatusResponse]:
+        """Streams the load."""
+        async for status in self._board.watch():
+            yield offload_pb2.WatchStatusResponse(status=status)
+
+    async def probe(self, request: offload_pb2.ProbeRequest) -> offload_pb2.ProbeResponse:
+        """Echoes at once."""
+        received = time.perf_counter()
+        size = request.response_bytes
+        if size > _MAX_PROBE_RESPONSE_BYTES:
+            raise MessageTooLargeError(f"response_bytes: expected at most {_MAX_PROBE_RESPONSE_BYTES}, got {size}")
+        payload = (self._noise * (size // _CHUNK_BYTES + 1))[:size]
+        return offload_pb2.ProbeResponse(payload=payload, server_seconds=time.perf_counter() - received)
+
+    async def list_models(self, _: offload_pb2.ListModelsRequest) -> offload_pb2.ListModelsResponse:
+        """Lists the models and what their tails cost."""
+        models = [
+            offload_pb2.ModelInfo(
+                name=model.name,
+                digest=model.stored.manifest.digest,
+                file_bytes=model.stored.manifest.file_bytes,
+                tail_seconds=model.tail_seconds.tolist(),
+                ready_cuts=sorted(model.ready_cuts),
+            )
+            for model in self._models
+        ]
+        return offload_pb2.ListModelsResponse(models=models, max_message_bytes=self._settings.max_message_bytes)
+
+    async def get_model(self, request: offload_pb2.GetModelRequest) -> AsyncIterator[offload_pb2.GetModelResponse]:
+        """Streams a model."""
+        stored = self._models.get(request.model).stored
+        yield offload_pb2.GetModelResponse(manifest=stored.manifest.to_bytes())
+        with stored.path.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+                yield offload_pb2.GetModelResponse(chunk=chunk)
+
+    def _unary(
+        self, method: Method, function: Callable[..., Awaitable[Message]]
+    ) -> Callable[[Message | None, Context], Awaitable[Message]]:
+        async def call(request: Message | None, context: Context) -> Message:
+            try:
+                response = await function(_parsed(method, request))
+            except Exception as error:
+                await self._fail(method, error, context)
+                raise  # not reached: failing raises
+            self._count(method, grpc.StatusCode.OK)
+            return response
+
+        return call
+
+    def _stream(
+        self, method: Method, function: Callable[..., AsyncIterator[Message]]
+    ) -> Callable[[Message | None, Context], AsyncIterator[Message]]:
+        async def call(request: Message | None, context: Context) -> AsyncIterator[Message]:
+            try:
+                async for response in function(_parsed(method, request)):
+                    yield response
+            except Exception as error:
+                await self._fail(method, error, context)
+            self._count(method, grpc.StatusCode.OK)
+
+        return call
+
+    async def _fail(self, method: Method, error: Exception, context: Context) -> None:
+        """Answers with an error: a domain error as it is, anything else without its details, which the log gets."""
+        if not isinstance(error, OffloadError):
+            log.error("%s failed", method.name, exc_info=error)
+            error = InternalError("the request failed inside the server; its log has the details")
+        self._count(method, error.status)
+        await context.abort(error.status, str(error), ((ERROR_METADATA_KEY, error.code),))
+
+    def _count(self, method: Method, code: grpc.StatusCode) -> None:
+        self._metrics.requests.labels(method.name, code.name).inc()
+
+
+def _parsed(method: Method, request: Message | None) -> Message:
+    if request is None:
+        raise RequestError(f"the bytes are not a message {method.request.DESCRIPTOR.full_name}")
+    return request

@@ -1,0 +1,116 @@
+"""Settings of the daemon: flags win over environment variables, these over a TOML file, this over defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from loadpart_common.errors import SettingsError
+from loadpart_common.wire import DEFAULT_MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENV_PREFIX = "LOADPART_EDGE_"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _address(value: object) -> object:
+    """Checks HOST:PORT."""
+    if isinstance(value, str):
+        host, colon, port = value.rpartition(":")
+        if not (host and colon and port.isdecimal() and int(port) < 65536):
+            raise ValueError(f"expected HOST:PORT with a port of 0 to 65535, got {value!r}")
+    return value
+
+
+def _names(value: object) -> object:
+    """Splits a comma-separated list."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+Address = Annotated[str, BeforeValidator(_address)]
+
+
+def default_store() -> Path:
+    """Where models are kept unless a setting says otherwise."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loadpart" / "models"
+
+
+class Settings(BaseSettings):
+    """Settings of the edge server daemon."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    listen: Address = Field("127.0.0.1:50051", description="HOST:PORT for gRPC; port 0 picks a free one")
+    metrics_listen: Address | None = Field(
+        None, description="HOST:PORT for Prometheus metrics; none are served when not given; port 0 picks a free one"
+    )
+    store: Path = Field(default_factory=default_store, description="folder of the model store")
+    models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="models to serve, separated by commas; all in the store when not given"
+    )
+    workers: int = Field(
+        default_factory=lambda: max(1, _cores() // 4), ge=1, le=256, description="worker processes; each holds all models"
+    )
+    threads: int = Field(0, ge=0, le=1024, description="threads of one worker; 0 shares the cores among the workers")
+    queue_limit: int = Field(64, ge=1, description="jobs that may wait; more are refused")
+    max_message_bytes: int = Field(
+        DEFAULT_MAX_MESSAGE_BYTES, ge=1 << 10, lt=1 << 31, description="largest message that is accepted"
+    )
+    segment_memory_bytes: int = Field(
+        1 << 30, ge=1 << 20, description="memory of a worker's compiled tails, weights left out; the oldest are dropped"
+    )
+    status_period_seconds: float = Field(0.5, gt=0, description="period of the status stream")
+    drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM waits for jobs to finish")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
+
+    config_file: ClassVar[Path | None] = None
+
+    @property
+    def worker_threads(self) -> int:
+        """Threads of one worker."""
+        return self.threads or max(1, _cores() // self.workers)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then file."""
+        sources = [init_settings, env_settings]
+        if cls.config_file is not None:
+            sources.append(TomlConfigSettingsSource(settings_cls, cls.config_file))
+        return tuple(sources)
+
+
+def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Settings from flags (those that are not None), the environment and a TOML file.
+
+    Raises:
+        SettingsError: A value is wrong, a name unknown, or the file missing; the message names the field.
+    """
+    if config is not None and not config.is_file():
+        raise SettingsError(f"no settings file at {config}")
+    kind = type("Settings", (Settings,), {"config_file": config, "__annotations__": {"config_file": ClassVar}})
+    try:
+        return kind(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[no-any-return]
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']} (got {problem['input']!r})"
+            for problem in error.errors()
+        )
+        raise SettingsError(problems) from error
+    except ValueError as error:  # a TOML file that is none
+        raise SettingsError(f"{config}: {error}") from error

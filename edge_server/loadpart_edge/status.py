@@ -1,0 +1,96 @@
+"""The server's load as devices see it, published to all who watch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from loadpart.v1 import offload_pb2
+from loadpart_edge.load import Utilisation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from loadpart_edge.scheduler import Scheduler
+
+_LARGE_SECONDS = 0.005
+_LARGE_SHARE = 0.25
+"""A change of the backlog is large when it passes both: so much time, and such a share of what was last published."""
+
+
+class StatusBoard:
+    """Builds a status once for all who watch, at a set period and at once on a large change."""
+
+    def __init__(self, scheduler: Scheduler, period_seconds: float) -> None:
+        self._scheduler = scheduler
+        self._period_seconds = period_seconds
+        self._utilisation = Utilisation()
+        self._changed = asyncio.Event()
+        self._published = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+        self.cpu = 0.0
+        self.gpu: float | None = None
+        self._draining = False
+        self._latest = self.current()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server takes no more."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self._draining = value
+        self._changed.set()
+
+    def current(self) -> offload_pb2.ServerStatus:
+        """The load now."""
+        return offload_pb2.ServerStatus(
+            queue_length=self._scheduler.queue_length,
+            running=self._scheduler.running,
+            backlog_seconds=self._scheduler.backlog_seconds,
+            slow_down=self._scheduler.slow_down.value,
+            cpu_utilisation=self.cpu,
+            gpu_utilisation=self.gpu,
+            draining=self._draining,
+        )
+
+    def start(self) -> None:
+        """Starts to publish."""
+        self._task = asyncio.create_task(self._publish())
+
+    async def close(self) -> None:
+        """Ends publishing and whoever watches."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._published.cancel()
+
+    def queue_changed(self) -> None:
+        """Publishes at once when the change is large."""
+        before, now = self._latest.backlog_seconds, self._scheduler.backlog_seconds
+        if abs(now - before) > max(_LARGE_SECONDS, _LARGE_SHARE * before):
+            self._changed.set()
+
+    async def watch(self) -> AsyncIterator[offload_pb2.ServerStatus]:
+        """The status now, and then every one that is published; ends when the board is closed."""
+        yield self.current()
+        while True:
+            try:
+                yield await asyncio.shield(self._published)
+            except asyncio.CancelledError:
+                if self._published.cancelled():
+                    return
+                raise
+
+    async def _publish(self) -> None:
+        while True:
+            self.cpu, self.gpu = self._utilisation.cpu(), self._utilisation.gpu()
+            self._latest = self.current()
+            published, self._published = self._published, asyncio.get_running_loop().create_future()
+            published.set_result(self._latest)
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._period_seconds)
