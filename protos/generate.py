@@ -19,7 +19,11 @@ def generate(target: Path) -> list[Path]:
     """Writes the generated modules below `target` and returns their paths relative to it."""
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     includes = resources.files("grpc_tools") / "_proto"
-    arguments = [f"-I{PROTOS}", f"-I{includes}", f"--python_out={target}", f"--mypy_out=quiet:{target}", *sources]
+    plugin = Path(sys.executable).with_name("protoc-gen-mypy")
+    arguments = [
+        *(f"-I{PROTOS}", f"-I{includes}", f"--plugin=protoc-gen-mypy={plugin}"),
+        *(f"--python_out={target}", f"--mypy_out=quiet:{target}", *sources),
+    ]
     if protoc.main(["protoc", *arguments]) != 0:
         sys.exit("protoc failed")
     return sorted(path.relative_to(target) for path in target.rglob("*_pb2.py*") if "__pycache__" not in path.parts)

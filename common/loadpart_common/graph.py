@@ -238,6 +238,12 @@ class Graph:
         """Whether any batch size is taken; if not, only the one that is in the shapes."""
         return all(spec.shape[:1] == (BATCH,) for spec in self.inputs)
 
+    @property
+    def smallest_batch(self) -> int:
+        """The smallest batch size that is taken: 1, or the fixed one."""
+        shape = self.inputs[0].shape
+        return 1 if self.takes_batches or not shape else shape[0]
+
 
 def output_specs(layer: str, tensors: list[tuple[str, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
     """Names what a layer gives: by the layer, and by the element where there are several."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from typing import TYPE_CHECKING
@@ -87,6 +88,7 @@ class Daemon:
             board.start()
             try:
                 if await _unless(stop, scheduler.start()):
+                    gc.freeze()  # modules and manifests stay: collections need not look at them
                     service.ready = True
                     await self._set_health(_SERVING)
                     print(self._ready_line(address, metrics_address), flush=True)  # noqa: T201  # the promised line

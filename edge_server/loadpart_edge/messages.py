@@ -1,138 +1,148 @@
 """What the daemon and its workers say to each other, and how it goes over a socket.
 
-A message is pickled; the arrays in it travel beside the pickle as they are, so that they are copied once on each side.
+Messages are small and pickled (named tuples, which pickle fastest); tensors lie in a `Slot` of memory that both map.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
 import pickle
 import struct
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from loadpart_common.errors import MessageTooLargeError
 
 if TYPE_CHECKING:
-    import asyncio
-    import socket
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from loadpart_common.tensors import Array
 
-_PREFIX = struct.Struct("!II")  # bytes of the table, number of buffers that follow it
-_LENGTH = struct.Struct("!Q")
+_LENGTH = struct.Struct("!I")
+_ALIGNMENT = 64  # of a cache line, which vector instructions like
 
 
-@dataclass(frozen=True, slots=True)
-class Prepare:
+class Placed(NamedTuple):
+    """An array in a slot."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Prepare(NamedTuple):
     """Build the tail of a cut and time it idle."""
 
     model: str
-    path: Path
+    path: str
     cut: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A tail is built. `seconds` is its idle time for one item, `resident_bytes` the worker's memory."""
 
     seconds: float
     resident_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Run the tail of a cut."""
+class Run(NamedTuple):
+    """Run the tail of a cut on tensors that are in the slot."""
 
     model: str
-    path: Path
+    path: str
     cut: int
     batch: int
-    arrays: list[Array] = field(repr=False)
+    tensors: tuple[Placed, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The outputs of a tail; how long it took, and how long building it took before."""
+class Done(NamedTuple):
+    """The outputs of a tail are in the slot; how long it ran, and how long building it took before."""
 
-    arrays: list[Array] = field(repr=False)
+    tensors: tuple[Placed, ...]
     seconds: float
     build_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """What a worker could not do. `error` is one of `loadpart_common.errors` and is raised where the job waits."""
 
     error: Exception
 
 
-def pack(message: object) -> list[bytes | memoryview]:
-    """A message as pieces to be sent one after another."""
-    buffers: list[pickle.PickleBuffer] = []
-    body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-    pieces = [memoryview(body), *(buffer.raw() for buffer in buffers)]
-    table = b"".join(_LENGTH.pack(len(piece)) for piece in pieces)
-    return [_PREFIX.pack(len(table), len(pieces)) + table, *pieces]
+class Slot:
+    """Memory that the daemon and one worker share: a job's tensors on the way there, its outputs on the way back.
 
-
-def _unpack(pieces: list[bytearray]) -> Any:
-    return pickle.loads(pieces[0], buffers=pieces[1:])
-
-
-def send(connection: socket.socket, message: object) -> None:
-    """Sends a message; blocks."""
-    for piece in pack(message):
-        connection.sendall(piece)
-
-
-def receive(connection: socket.socket) -> Any:
-    """Receives a message; blocks.
-
-    Raises:
-        EOFError: The other side is gone.
+    One job at a time uses it. Pages are taken when they are first written.
     """
-    table_bytes, count = _PREFIX.unpack(_receive_exactly(connection, _PREFIX.size))
-    lengths = _LENGTH.iter_unpack(_receive_exactly(connection, table_bytes))
-    pieces = [_receive_exactly(connection, length) for (length,) in lengths]
-    assert len(pieces) == count
-    return _unpack(pieces)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._map = mmap.mmap(descriptor, 0)
+        self._size = len(self._map)
+
+    @classmethod
+    def create(cls, nbytes: int) -> Slot:
+        """A new slot, whose descriptor a child process may inherit."""
+        descriptor = os.memfd_create("loadpart-slot")
+        os.ftruncate(descriptor, nbytes)
+        return cls(descriptor)
+
+    def put(self, arrays: Sequence[Array]) -> tuple[Placed, ...]:
+        """Copies arrays into the slot, over what was there.
+
+        Raises:
+            MessageTooLargeError: They do not fit.
+        """
+        placed = []
+        offset = 0
+        for array in arrays:
+            if offset + array.nbytes > self._size:
+                needed = sum(each.nbytes for each in arrays)
+                raise MessageTooLargeError(f"expected tensors of at most {self._size} bytes in all, got {needed}")
+            place = Placed(array.dtype.name, array.shape, offset)
+            np.copyto(self._view(place), array)
+            placed.append(place)
+            offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        return tuple(placed)
+
+    def views(self, placed: Sequence[Placed]) -> list[Array]:
+        """The arrays in the slot, not copied: good until the slot is used again."""
+        return [self._view(place) for place in placed]
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._map.close()
+        os.close(self.descriptor)
+
+    def _view(self, place: Placed) -> Array:
+        count = math.prod(place.shape)
+        return np.frombuffer(self._map, place.dtype, count, place.offset).reshape(place.shape)
 
 
-def _receive_exactly(connection: socket.socket, count: int) -> bytearray:
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        received = connection.recv_into(view)
-        if received == 0:
-            raise EOFError
-        view = view[received:]
-    return data
+def encode(message: object) -> bytes:
+    """A message as it goes over the socket: its length, then itself."""
+    body = pickle.dumps(message, protocol=5)
+    return _LENGTH.pack(len(body)) + body
 
 
-async def send_async(loop: asyncio.AbstractEventLoop, connection: socket.socket, message: object) -> None:
-    """Sends a message without blocking the loop."""
-    for piece in pack(message):
-        await loop.sock_sendall(connection, piece)
+class Decoder:
+    """Finds messages in a stream of bytes."""
 
+    def __init__(self) -> None:
+        self._pending = bytearray()
 
-async def receive_async(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> Any:
-    """Receives a message without blocking the loop.
-
-    Raises:
-        EOFError: The other side is gone.
-    """
-    table_bytes, count = _PREFIX.unpack(await _receive_exactly_async(loop, connection, _PREFIX.size))
-    lengths = _LENGTH.iter_unpack(await _receive_exactly_async(loop, connection, table_bytes))
-    pieces = [await _receive_exactly_async(loop, connection, length) for (length,) in lengths]
-    assert len(pieces) == count
-    return _unpack(pieces)
-
-
-async def _receive_exactly_async(loop: asyncio.AbstractEventLoop, connection: socket.socket, count: int) -> bytearray:
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        received = await loop.sock_recv_into(connection, view)
-        if received == 0:
-            raise EOFError
-        view = view[received:]
-    return data
+    def feed(self, data: bytes) -> list[Any]:
+        """Takes in bytes and gives the messages that they complete."""
+        self._pending += data
+        messages = []
+        while len(self._pending) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._pending)
+            end = _LENGTH.size + length
+            if len(self._pending) < end:
+                break
+            messages.append(pickle.loads(memoryview(self._pending)[_LENGTH.size : end]))
+            del self._pending[:end]
+        return messages

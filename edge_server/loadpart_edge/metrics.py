@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
-    from loadpart_edge.scheduler import Scheduler
+    from loadpart_edge.scheduler import Outcome, Scheduler
     from loadpart_edge.status import StatusBoard
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -35,6 +35,18 @@ class Metrics:
         self.worker_memory = Gauge(
             "loadpart_edge_worker_resident_bytes", "Largest resident memory seen of a worker", registry=self.registry
         )
+
+    def inferred(self, model: str, cut: int, nbytes: int, outcome: Outcome, total_seconds: float) -> None:
+        """Counts a request that was answered."""
+        self.plans.labels(model, str(cut)).inc()
+        self.received.labels(model).inc(nbytes)
+        for phase, seconds in (
+            ("queue", outcome.queue_seconds),
+            ("build", outcome.build_seconds),
+            ("tail", outcome.tail_seconds),
+            ("total", total_seconds),
+        ):
+            self.phases.labels(model, phase).observe(seconds)
 
     def follow(self, scheduler: Scheduler, board: StatusBoard) -> None:
         """Has the gauges read the scheduler and the status when they are scraped."""

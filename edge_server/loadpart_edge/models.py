@@ -116,4 +116,4 @@ class ServedModels:
 
     def preparations(self) -> list[Prepare]:
         """The tails to build ahead."""
-        return [Prepare(model.name, model.stored.path, cut) for model in self for cut in model.candidates]
+        return [Prepare(model.name, str(model.stored.path), cut) for model in self for cut in model.candidates]

@@ -4,75 +4,106 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
-from loadpart_edge.messages import Done, Failed, Prepare, Prepared, Run, receive_async, send_async
+from loadpart_edge.messages import Decoder, Done, Failed, Prepare, Prepared, Run, Slot, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadpart_common.tensors import Array
     from loadpart_edge.settings import Settings
 
-_SEND_BUFFER_BYTES = 4 << 20  # one piece of most tensors; the system caps it at what it allows
+    Job = Prepare | Run
+    Answer = Prepared | Done | Failed
+
+_SLOT_MARGIN_BYTES = 1 << 20  # for the gaps between the tensors of a message of the largest size
 _END_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
 
-class WorkerDiedError(Exception):
-    """The process ended before it answered."""
+class WorkerProcess(asyncio.Protocol):
+    """A worker process, the socket to it and the slot that it shares. One job at a time.
 
+    Attributes:
+        slot: Where a job's tensors are, and then its outputs.
+        lost: Done when the process is gone.
+    """
 
-class WorkerProcess:
-    """A worker process and the socket to it. One request at a time."""
-
-    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
-        self._process = process
-        self._connection = connection
-        self.pid = process.pid
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._decoder = Decoder()
+        self._on_answer: Callable[[Answer], None] | None = None
+        self._transport: asyncio.Transport
+        self._process: asyncio.subprocess.Process
 
     @classmethod
-    async def start(cls, settings: Settings) -> WorkerProcess:
-        """Starts a process; it loads MindSpore while the first request waits."""
+    async def start(cls, settings: Settings, index: int) -> WorkerProcess:
+        """Starts worker number `index`; it loads MindSpore while the first job waits."""
         ours, theirs = socket.socketpair()
+        worker = cls(Slot.create(settings.max_message_bytes + _SLOT_MARGIN_BYTES))
         with theirs:
-            for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            ours.setblocking(False)
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "loadpart_edge.worker", str(theirs.fileno()), str(settings.worker_threads),
-                str(settings.segment_memory_bytes), settings.log_level,
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
+            descriptors = (theirs.fileno(), worker.slot.descriptor)
+            worker._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "loadpart_edge.worker", *map(str, descriptors), str(settings.worker_threads),
+                str(settings.segment_memory_bytes), settings.log_level, ",".join(map(str, _cores(settings, index))),
+                pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
-        return cls(process, ours)
+        await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
+        return worker
 
-    @overload
-    async def request(self, job: Prepare) -> Prepared: ...
-    @overload
-    async def request(self, job: Run) -> Done: ...
-    async def request(self, job: Prepare | Run) -> Prepared | Done:
-        """Has the worker do a job.
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def request(self, job: Job, tensors: list[Array], on_answer: Callable[[Answer], None]) -> None:
+        """Has the worker do a job; `on_answer` gets the answer, unless the process is lost first.
 
         Raises:
-            WorkerDiedError: The process ended before it answered.
-            OffloadError: The job cannot be done.
+            MessageTooLargeError: The tensors do not fit into the slot.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            await send_async(loop, self._connection, job)
-            answer = await receive_async(loop, self._connection)
-        except (EOFError, OSError) as error:
-            raise WorkerDiedError(f"worker {self.pid} died") from error
-        if isinstance(answer, Failed):
-            raise answer.error
-        return answer  # type: ignore[no-any-return]
+        if isinstance(job, Run):
+            job = job._replace(tensors=self.slot.put(tensors))
+        self._on_answer = on_answer
+        self._transport.write(encode(job))
 
     async def close(self) -> None:
         """Ends the process: asks it to by closing its socket, and kills it when it takes too long."""
-        self._connection.close()
+        self._transport.close()
         try:
             await asyncio.wait_for(self._process.wait(), _END_SECONDS)
         except TimeoutError:
             log.warning("worker %d is busy and is killed", self.pid)
             self._process.kill()
             await self._process.wait()
+        self.slot.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Part of the protocol: keeps the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Part of the protocol: hands out an answer that is complete."""
+        for answer in self._decoder.feed(data):
+            on_answer, self._on_answer = self._on_answer, None
+            if on_answer is not None:
+                on_answer(answer)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Part of the protocol: the process has ended, or its socket was closed."""
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+def _cores(settings: Settings, index: int) -> list[int]:
+    """The cores of a worker: its own, when there are enough for all, or else any."""
+    cores = sorted(os.sched_getaffinity(0))
+    threads = settings.worker_threads
+    return cores[index * threads : (index + 1) * threads] if settings.workers * threads <= len(cores) else cores

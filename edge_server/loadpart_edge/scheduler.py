@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -11,40 +12,71 @@ from typing import TYPE_CHECKING
 
 from loadpart_common.errors import InternalError, OffloadError, OverloadedError
 from loadpart_edge.load import SlowDown
-from loadpart_edge.messages import Done, Prepare, Prepared, Run
-from loadpart_edge.pool import WorkerDiedError, WorkerProcess
+from loadpart_edge.messages import Done, Failed, Prepare, Prepared, Run
+from loadpart_edge.pool import WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loadpart_common.tensors import Array
+    from loadpart_edge.pool import Answer
     from loadpart_edge.settings import Settings
 
 _ATTEMPTS = 2
-"""Workers that may die over one job; it is what kills them, after that."""
+"""Workers that may die over one job; after that it is the job that kills them."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        outputs: What the tail gave.
+        queue_seconds: From the job's coming to a worker's taking it.
+        build_seconds: Of building the tail, when it was not there.
+        tail_seconds: Of the tail itself.
+    """
+
+    outputs: list[Array]
+    queue_seconds: float
+    build_seconds: float
+    tail_seconds: float
+
+
+@dataclass(eq=False, slots=True)
 class _Job:
     message: Run
+    tensors: list[Array]
     predicted_seconds: float
-    answer: asyncio.Future[Outcome]
+    outcome: asyncio.Future[Outcome]
     queued_at: float = field(default_factory=time.perf_counter)
     started_at: float = 0.0
     attempts: int = 0
 
+    def fail(self, error: Exception) -> None:
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a job: the worker's answer, and the seconds that it waited for the worker."""
 
-    done: Done
-    queue_seconds: float
+@dataclass(eq=False, slots=True)
+class _Seat:
+    """A worker's place: the process that is in it, what it runs, and what it has yet to prepare."""
+
+    index: int
+    preparations: deque[Prepare]
+    worker: WorkerProcess | None = None
+    busy: bool = False
+    job: _Job | None = None
 
 
 class Scheduler:
-    """A bounded first-in first-out queue in front of worker processes."""
+    """A bounded first-in first-out queue in front of worker processes.
+
+    A job goes to an idle worker within the same turn of the event loop that brings it, and its outcome to whoever
+    waits within the turn that brings the answer: on a quiet machine every further turn costs a tenth of a millisecond.
+    """
 
     def __init__(
         self,
@@ -67,25 +99,27 @@ class Scheduler:
         self._on_prepared = on_prepared
         self._on_change = on_change
         self._queue: deque[_Job] = deque()
-        self._running: set[_Job] = set()
-        self._wake = asyncio.Condition()
+        self._seats = [_Seat(index, deque(preparations)) for index in range(settings.workers)]
         self._tasks: list[asyncio.Task[None]] = []
-        self._unprepared = settings.workers
         self._prepared = asyncio.Event()
+        self._idle = asyncio.Event()
         self.slow_down = SlowDown()
-        self.workers: dict[int, WorkerProcess] = {}
         self.restarts = 0
 
     async def start(self) -> None:
-        """Starts the workers and waits until each has built its tails."""
-        self._tasks = [asyncio.create_task(self._serve(index)) for index in range(self._settings.workers)]
+        """Starts the workers and waits until each has built its tails.
+
+        Raises:
+            InternalError: A worker died.
+        """
+        self._tasks = [asyncio.create_task(self._keep(seat)) for seat in self._seats]
         prepared = asyncio.create_task(self._prepared.wait())
         done, _ = await asyncio.wait([prepared, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
         prepared.cancel()
         for task in done - {prepared}:
-            task.result()  # a worker's task ends only by an error
+            task.result()  # it ends only by an error
 
-    async def run(self, message: Run, predicted_seconds: float) -> Outcome:
+    async def run(self, message: Run, tensors: list[Array], predicted_seconds: float) -> Outcome:
         """Queues a job and waits for its outcome; cancelling takes it out of the queue.
 
         Raises:
@@ -94,14 +128,17 @@ class Scheduler:
             OffloadError: It cannot be done.
         """
         if len(self._queue) >= self._settings.queue_limit:
-            raise OverloadedError(f"the queue is full: {len(self._queue)} jobs wait, {self.backlog_seconds:.3f} s")
-        job = _Job(message, predicted_seconds, asyncio.get_running_loop().create_future())
+            raise OverloadedError(
+                f"the queue is full: expected fewer than {self._settings.queue_limit} waiting jobs; "
+                f"a job that came now would wait {self.backlog_seconds:.3f} s"
+            )
+        job = _Job(message, tensors, predicted_seconds, asyncio.get_running_loop().create_future())
         self._queue.append(job)
-        await self._notify()
+        self._dispatch()
         try:
-            return await job.answer
+            return await job.outcome
         finally:
-            if job in self._queue:
+            if job in self._queue:  # whoever waited has gone away
                 self._queue.remove(job)
                 self._on_change()
 
@@ -113,97 +150,107 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Jobs that workers run."""
-        return len(self._running)
+        return sum(seat.job is not None for seat in self._seats)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [seat.worker.pid for seat in self._seats if seat.worker is not None]
 
     @property
     def backlog_seconds(self) -> float:
         """Predicted seconds until a job that comes now is started."""
-        slow_down = self.slow_down.value
-        if len(self._running) + len(self._queue) < self._settings.workers:
+        jobs = [seat.job for seat in self._seats if seat.job is not None]
+        if len(jobs) + len(self._queue) < len(self._seats):
             return 0.0
-        now = time.perf_counter()
-        left = sum(max(0.0, job.predicted_seconds * slow_down - (now - job.started_at)) for job in self._running)
+        slow_down, now = self.slow_down.value, time.perf_counter()
+        left = sum(max(0.0, job.predicted_seconds * slow_down - (now - job.started_at)) for job in jobs)
         waiting = sum(job.predicted_seconds for job in self._queue) * slow_down
-        return (left + waiting) / self._settings.workers
+        return (left + waiting) / len(self._seats)
 
     async def drained(self) -> None:
         """Waits until nothing is queued or running."""
-        async with self._wake:
-            await self._wake.wait_for(lambda: not self._queue and not self._running)
+        while self._queue or self.running:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def close(self) -> None:
         """Ends the workers; jobs that are left fail."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for job in [*self._queue, *self._running]:
-            if not job.answer.done():
-                job.answer.set_exception(InternalError("the server is shutting down"))
+        for job in [*self._queue, *(seat.job for seat in self._seats if seat.job is not None)]:
+            job.fail(InternalError("the server has shut down"))
 
-    async def _notify(self) -> None:
-        async with self._wake:
-            self._wake.notify_all()
+    def _dispatch(self) -> None:
+        """Gives idle workers what there is to do: jobs first, then preparations."""
+        for seat in self._seats:
+            if seat.worker is None or seat.busy:
+                continue
+            if self._queue:
+                self._start_job(seat, seat.worker, self._queue.popleft())
+            elif seat.preparations:
+                preparation = seat.preparations.popleft()
+                seat.busy = True
+                seat.worker.request(
+                    preparation, [], lambda answer, seat=seat, what=preparation: self._finish_preparation(seat, what, answer)
+                )
         self._on_change()
 
-    async def _serve(self, index: int) -> None:
-        """Keeps one worker going: starts it, gives it jobs and, when there are none, preparations."""
-        first = True
-        while True:
-            worker = await WorkerProcess.start(self._settings)
-            self.workers[index] = worker
-            preparations = deque(self._preparations)
-            try:
-                while True:
-                    if not preparations and first:
-                        first = False
-                        self._unprepared -= 1
-                        if self._unprepared == 0:
-                            self._prepared.set()
-                    job = await self._next(wait=not preparations)
-                    if job is not None:
-                        await self._run(worker, job)
-                    else:
-                        await self._prepare(worker, preparations.popleft())
-            except WorkerDiedError as error:
-                if first:
-                    raise InternalError(f"{error} while it started; its log is above") from error
-                log.error("%s; a new one is started", error)
-                self.restarts += 1
-            finally:
-                await worker.close()
-
-    async def _next(self, *, wait: bool) -> _Job | None:
-        async with self._wake:
-            if wait:
-                await self._wake.wait_for(lambda: bool(self._queue))
-            return self._queue.popleft() if self._queue else None
-
-    async def _run(self, worker: WorkerProcess, job: _Job) -> None:
+    def _start_job(self, seat: _Seat, worker: WorkerProcess, job: _Job) -> None:
         job.attempts += 1
         job.started_at = time.perf_counter()
-        self._running.add(job)
+        seat.busy, seat.job = True, job
         try:
-            done = await worker.request(job.message)
-        except WorkerDiedError:
-            if job.attempts < _ATTEMPTS:
-                self._queue.appendleft(job)
-            elif not job.answer.done():
-                job.answer.set_exception(InternalError("workers died over this job; it is given up"))
-            raise
+            worker.request(job.message, job.tensors, lambda answer: self._finish_job(seat, worker, job, answer))
         except OffloadError as error:
-            if not job.answer.done():
-                job.answer.set_exception(error)
-        else:
-            self.slow_down.record(job.predicted_seconds, done.seconds)
-            if not job.answer.done():
-                job.answer.set_result(Outcome(done, job.started_at - job.queued_at))
-        finally:
-            self._running.discard(job)
-            await self._notify()
+            job.fail(error)
+            self._release(seat)
 
-    async def _prepare(self, worker: WorkerProcess, preparation: Prepare) -> None:
-        try:
-            self._on_prepared(preparation, await worker.request(preparation))
-        except OffloadError as error:
-            log.error("model %s, cut %d: %s", preparation.model, preparation.cut, error)
-            self._on_prepared(preparation, None)
+    def _finish_job(self, seat: _Seat, worker: WorkerProcess, job: _Job, answer: Answer) -> None:
+        if isinstance(answer, Done):
+            outputs = [view.copy() for view in worker.slot.views(answer.tensors)]
+            waited = job.started_at - job.queued_at
+            if not job.outcome.done():
+                job.outcome.set_result(Outcome(outputs, waited, answer.build_seconds, answer.seconds))
+            self.slow_down.record(job.predicted_seconds, answer.seconds)
+        elif isinstance(answer, Failed):
+            job.fail(answer.error)
+        self._release(seat)
+
+    def _finish_preparation(self, seat: _Seat, preparation: Prepare, answer: Answer) -> None:
+        if isinstance(answer, Failed):
+            log.error("model %s, cut %d: %s", preparation.model, preparation.cut, answer.error)
+        self._on_prepared(preparation, answer if isinstance(answer, Prepared) else None)
+        self._release(seat)
+        if not any(each.preparations or each.busy or each.worker is None for each in self._seats):
+            self._prepared.set()
+
+    def _release(self, seat: _Seat) -> None:
+        seat.busy, seat.job = False, None
+        self._dispatch()
+        self._idle.set()
+
+    async def _keep(self, seat: _Seat) -> None:
+        """Keeps a worker in a seat: starts it, and another when it dies."""
+        while True:
+            worker = await WorkerProcess.start(self._settings, seat.index)
+            seat.worker = worker
+            try:
+                self._dispatch()
+                await worker.lost
+            finally:
+                seat.worker = None
+                with contextlib.suppress(asyncio.CancelledError):
+                    await worker.close()
+            if not self._prepared.is_set():
+                raise InternalError(f"worker {worker.pid} died while it started; its log is above")
+            log.error("worker %d died; a new one is started", worker.pid)
+            self.restarts += 1
+            job, seat.job, seat.busy = seat.job, None, False
+            seat.preparations = deque(self._preparations)
+            if job is not None and job.attempts < _ATTEMPTS:
+                self._queue.appendleft(job)
+            elif job is not None:
+                job.fail(InternalError("workers died over this job; it is given up"))
+            self._dispatch()

@@ -5,24 +5,24 @@ It is started with a connected socket, and ends when the daemon closes the other
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import psutil
 
 from loadpart_common.engine import Engine, LoadedModel
 from loadpart_common.errors import InternalError, OffloadError
-from loadpart_edge.messages import Done, Failed, Prepare, Prepared, Run, receive, send
+from loadpart_edge.messages import Decoder, Done, Failed, Prepare, Prepared, Run, Slot, encode
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-_TIMED_RUNS = 3
+_TIMED_RUNS = 5
+_RECEIVE_BYTES = 64 << 10
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,10 @@ log = logging.getLogger(__name__)
 class Worker:
     """Does jobs with an engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, slot: Slot) -> None:
         self._engine = engine
-        self._models: dict[Path, LoadedModel] = {}
+        self._slot = slot
+        self._models: dict[str, LoadedModel] = {}
         self._process = psutil.Process()
 
     def do(self, job: Prepare | Run) -> Prepared | Done | Failed:
@@ -48,9 +49,10 @@ class Worker:
     def _prepare(self, job: Prepare) -> Prepared:
         model = self._model(job.path)
         segment = model.graph.tail(job.cut)
-        batch = _smallest_batch(model)
+        specs = [model.graph.spec(value) for value in segment.inputs]
+        batch = model.graph.smallest_batch
         compiled = self._engine.segment(model, segment, batch)
-        arrays = [np.zeros(model.graph.spec(value).concrete(batch), model.graph.spec(value).dtype) for value in segment.inputs]
+        arrays = [np.zeros(spec.concrete(batch), spec.dtype) for spec in specs]
         seconds = []
         for _ in range(_TIMED_RUNS):
             started = time.perf_counter()
@@ -63,35 +65,37 @@ class Worker:
         started = time.perf_counter()
         compiled = self._engine.segment(model, model.graph.tail(job.cut), job.batch)
         built = time.perf_counter()
-        outputs = compiled.run(job.arrays)
-        return Done(outputs, time.perf_counter() - built, built - started)
+        outputs = compiled.run(self._slot.views(job.tensors))
+        ended = time.perf_counter()
+        return Done(self._slot.put(outputs), ended - built, built - started)
 
-    def _model(self, path: Path) -> LoadedModel:
+    def _model(self, path: str) -> LoadedModel:
         if path not in self._models:
-            self._models[path] = self._engine.load(path)
+            self._models[path] = self._engine.load(Path(path))
         return self._models[path]
 
 
-def _smallest_batch(model: LoadedModel) -> int:
-    first = model.graph.inputs[0].shape
-    return 1 if model.graph.takes_batches or not first else first[0]
-
-
 def main() -> None:
-    """Serves the socket whose descriptor is the first argument; then threads and memory limit of the engine."""
-    descriptor, threads, memory_limit_bytes, level = sys.argv[1:]
+    """Serves a socket: descriptors of the socket and the slot, threads, memory limit, log level, cores."""
+    connection_descriptor, slot_descriptor, threads, memory_limit_bytes, level, cores = sys.argv[1:]
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s worker[%(process)d] %(message)s")
     # The daemon decides when to end; a Ctrl-C in a terminal reaches all processes of the group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with socket.socket(fileno=int(descriptor)) as connection:
+    # MindSpore's own setting bounds the threads of one operator only; cores bound them all.
+    os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    slot = Slot(int(slot_descriptor))
+    decoder = Decoder()
+    with socket.socket(fileno=int(connection_descriptor)) as connection:
         engine = Engine(threads=int(threads), memory_limit_bytes=int(memory_limit_bytes))
-        worker = Worker(engine)
+        worker = Worker(engine, slot)
+        gc.freeze()  # MindSpore's many objects live as long as the process: no collection need look at them
         try:
-            while True:
-                send(connection, worker.do(receive(connection)))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            pass
+            while data := connection.recv(_RECEIVE_BYTES):
+                for job in decoder.feed(data):
+                    connection.sendall(encode(worker.do(job)))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the daemon is gone
         finally:
             engine.close()
 
