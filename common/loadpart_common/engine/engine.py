@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadpart_common.engine import protobuf_compat
-from loadpart_common.errors import ModelError
+from loadpart_common.errors import ModelError, SettingsError
 from loadpart_common.mindir import ModelFile, Program, write_segment
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _FIXED_BYTES = 1 << 20
 """What a compiled segment takes beside the values that flow through it."""
+
+
+_configured_threads: int | None = None  # MindSpore takes the number once in a process's life
 
 
 class LoadedModel:
@@ -106,7 +109,7 @@ class Engine:
 
         self._mindspore = mindspore
         mindspore.set_context(mode=mindspore.GRAPH_MODE, device_target="CPU")
-        mindspore.device_context.cpu.op_tuning.threads_num(threads)
+        _set_threads(mindspore, threads)
         self.version = f"mindspore-{mindspore.__version__}"
         self.threads = threads
         self._memory_limit_bytes = memory_limit_bytes
@@ -123,6 +126,14 @@ class Engine:
         model = LoadedModel(self, path)
         self._models.append(model)
         return model
+
+    def unload(self, model: LoadedModel) -> None:
+        """Drops a model and its segments."""
+        for key in [key for key in self._compiled if key[0] == id(model)]:
+            del self._compiled[key]
+        self._models.remove(model)
+        model.close()
+        gc.collect()
 
     def tensor(self, array: Array) -> Any:
         """An array as a MindSpore tensor that shares its memory where it can."""
@@ -186,3 +197,14 @@ class Engine:
         return compiled
 
 
+
+
+def _set_threads(mindspore: Any, threads: int) -> None:
+    global _configured_threads  # noqa: PLW0603  # it is the process's
+    if _configured_threads is None:
+        mindspore.device_context.cpu.op_tuning.threads_num(threads)
+        _configured_threads = threads
+    elif _configured_threads != threads:
+        raise SettingsError(
+            f"threads: expected {_configured_threads}, which this process's engine was started with, got {threads}"
+        )

@@ -1,0 +1,50 @@
+"""Runs a deep neural network across this device and an edge server, cut where the answer arrives earliest.
+
+    from loadpart_device import OffloadClient
+
+    with OffloadClient("127.0.0.1:50051", model="resnet50") as client:
+        result = client.infer(image)  # uint8 array of shape (N, 224, 224, 3)
+        print(result.output.argmax(axis=-1), result.plan.reason, result.timings.total)
+
+Every error is an `OffloadError`; see `loadpart_common.errors` for the tree.
+"""
+
+from loadpart_common.errors import (
+    CutError,
+    DeadlineError,
+    InputError,
+    InternalError,
+    MessageTooLargeError,
+    ModelError,
+    ModelMismatchError,
+    ModelNotFoundError,
+    OffloadError,
+    OverloadedError,
+    RequestError,
+    ServerError,
+    SettingsError,
+    UnavailableError,
+)
+from loadpart_device.client import OffloadClient
+from loadpart_device.result import Plan, Result, Timings
+
+__all__ = [
+    "CutError",
+    "DeadlineError",
+    "InputError",
+    "InternalError",
+    "MessageTooLargeError",
+    "ModelError",
+    "ModelMismatchError",
+    "ModelNotFoundError",
+    "OffloadClient",
+    "OffloadError",
+    "OverloadedError",
+    "Plan",
+    "RequestError",
+    "Result",
+    "ServerError",
+    "SettingsError",
+    "Timings",
+    "UnavailableError",
+]

@@ -1,0 +1,295 @@
+"""The client: what an application embeds."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from loadpart_common.cost import Plans, lower_hull, points
+from loadpart_common.errors import InputError, ModelNotFoundError, OffloadError, ServerError
+from loadpart_common.graph import Value
+from loadpart_common.tensors import check_arrays
+from loadpart_common.wire import CODECS, DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_device.local import LocalRuntime
+from loadpart_device.metrics import Metrics
+from loadpart_device.models import ModelCache, default_cache
+from loadpart_device.monitor import Monitor
+from loadpart_device.policies import Choice, World, make_policy
+from loadpart_device.result import Location, Plan, Result, Timings
+from loadpart_device.server import Server, model_info
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadpart.v1 import offload_pb2
+    from loadpart_common.graph import Graph
+    from loadpart_common.store import StoredModel
+    from loadpart_common.tensors import Array
+    from loadpart_device.local import Values
+    from loadpart_device.server import TailReply
+
+_CODEC = CODECS["raw"]
+_UNBOUNDED_SECONDS = 60.0
+"""Of a request when there is no deadline: a server that hangs must not hang the device."""
+
+log = logging.getLogger(__name__)
+
+
+class OffloadClient:
+    """Runs one model, on this device, on an edge server, or cut between the two. Thread-safe.
+
+    The model is fetched from the server when it is not cached, and its segments are built in the background; an
+    inference waits only for those that it needs. When the server cannot be reached, or fails, the device computes
+    alone.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        model: str,
+        *,
+        policy: str | int = "load-aware",
+        deadline: float | None = None,
+        threads: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        connect_timeout: float = 5.0,
+        segment_memory_bytes: int = 512 << 20,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        metrics_listen: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> None:
+        """Connects, fetches the model if need be, and starts to build its segments.
+
+        Args:
+            target: The server, `HOST:PORT`.
+            model: Name of the model.
+            policy: `load-aware`, `bandwidth-only`, `local`, `offload`, or a cut: the number of layers to run here.
+            deadline: Seconds within which an answer is wanted. A server that is late is given up in time for the
+                device to finish alone, as far as that is possible.
+            threads: Threads that one operator may use here; all cores by default.
+            cache: Folder for fetched models; `~/.cache/loadpart/models` by default.
+            connect_timeout: Seconds to wait for the server before going on without it.
+            segment_memory_bytes: Bound on the memory of built segments, weights left out.
+            max_message_bytes: Largest message that is sent.
+            metrics_listen: `HOST:PORT` for Prometheus metrics; none are served by default.
+            on_progress: Called with the bytes that have come and those of all, while a model is fetched.
+
+        Raises:
+            ModelNotFoundError: The server does not serve the model; or it cannot be reached, and the model is not
+                cached.
+            ModelError: The model is damaged.
+            CutError: The policy is a cut that the network does not have.
+            SettingsError: The policy or the metrics' address is none.
+        """
+        self._closed = threading.Event()
+        self._name = model
+        self._deadline = deadline
+        self._server = Server(target, max_message_bytes)
+        try:
+            stored, why_not = self._find_model(Path(cache) if cache else default_cache(), connect_timeout, on_progress)
+            self._digest = stored.manifest.digest
+            self.labels = stored.manifest.labels
+            self._graph: Graph = stored.manifest.graph
+            self._policy = make_policy(policy, self._graph)
+            self._local = LocalRuntime(
+                stored, threads=threads or len(os.sched_getaffinity(0)), memory_limit_bytes=segment_memory_bytes
+            )
+        except BaseException:
+            self._server.close()
+            raise
+        self._info: offload_pb2.ModelInfo | None = None
+        self._plans = Plans(points(self._graph, self._local.head_seconds, self._local.head_seconds * 0)[-1:])
+        self._monitor = Monitor(self._server, self._on_models, lambda: self._local.is_quiet)
+        if why_not is not None:
+            self._monitor.failed(why_not)
+        try:
+            self._metrics = Metrics(model, self._monitor, metrics_listen) if metrics_listen else None
+        except BaseException:
+            self._server.close()
+            self._local.close()
+            raise
+        atexit.register(_close_if_alive, weakref.ref(self))
+        wanted = [] if isinstance(policy, str) else [policy]
+        self._local.build([self._graph.whole, *wanted], self._update_plans)
+        self._monitor.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def graph(self) -> Graph:
+        """The network: its inputs, layers, outputs and cuts."""
+        return self._graph
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model file, in hexadecimal."""
+        return self._digest
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where the metrics are served; None when they are not."""
+        return self._metrics.address if self._metrics else None
+
+    def wait_ready(self, timeout: float = 60.0) -> bool:
+        """Waits until the link has been measured and the segments of all plans are built.
+
+        Returns:
+            Whether the server was there in time; without it, the device is ready to compute alone.
+        """
+        self._local.wait_built()
+        return self._monitor.wait_measured(timeout)
+
+    def infer(self, *inputs: Array) -> Result:
+        """Runs the network.
+
+        Args:
+            inputs: One array for each input of the network, in order, of the dtype and shape in `graph.inputs`; for
+                the six networks of the project one uint8 array of shape (N, height, width, 3).
+
+        Raises:
+            InputError: An array does not fit.
+            ModelMismatchError: The server holds another file under the model's name.
+            OffloadError: The server refused the request. When it fails or cannot be reached, there is no error: the
+                device computes alone, and the plan's reason says so.
+        """
+        try:
+            result = self._infer(inputs)
+        except OffloadError as error:
+            if self._metrics:
+                self._metrics.failed(error)
+            raise
+        if self._metrics:
+            self._metrics.succeeded(result)
+        return result
+
+    def close(self) -> None:
+        """Ends the connection and the threads; an inference that is under way fails or finishes first."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._monitor.close()
+        self._local.close()
+        if self._metrics:
+            self._metrics.close()
+
+    def _infer(self, inputs: tuple[Array, ...]) -> Result:
+        started = time.perf_counter()
+        if self._closed.is_set():
+            raise InputError("the client is closed")
+        arrays = [np.asarray(array) for array in inputs]
+        batch = check_arrays(arrays, self._graph.inputs)
+        values: Values = {Value(-1, index): array for index, array in enumerate(arrays)}
+        checked = time.perf_counter()
+        choice = self._choose(batch)
+        decided = time.perf_counter()
+        head = 0.0
+        if choice.cut > 0:
+            outputs, head = self._local.head(choice.cut, values, batch)
+            values.update(outputs)
+        reply: TailReply | None = None
+        if choice.cut < self._graph.whole:
+            choice, reply = self._finish(choice, values, batch, started)
+        ended = time.perf_counter()
+        timings = Timings(
+            decide=decided - checked,
+            head=head if reply else ended - decided,
+            encode=reply.encode_seconds if reply else 0.0,
+            network=reply.network_seconds if reply else 0.0,
+            queue=reply.queue_seconds if reply else 0.0,
+            tail=reply.tail_seconds if reply else 0.0,
+            total=ended - started,
+        )
+        location: Location = "local" if reply is None else "split" if choice.cut else "offload"
+        plan = Plan(choice.cut, location, _CODEC.name if reply else "", choice.predicted_seconds, choice.explain)
+        return Result(tuple(values[value] for value in self._graph.outputs), plan, timings)
+
+    def _choose(self, batch: int) -> Choice:
+        world = World(
+            link=self._monitor.link.reading,
+            load=self._monitor.status,
+            device_slow_down=self._local.slow_down,
+            unavailable=self._monitor.unavailable(),
+        )
+        return self._policy.choose(self._plans, world, batch)
+
+    def _finish(
+        self, choice: Choice, values: Values, batch: int, started: float
+    ) -> tuple[Choice, TailReply | None]:
+        """Has the server run the tail, or runs it here when the server fails; completes `values`."""
+        cut = self._graph.cut(choice.cut)
+        arrays = [values[value] for value in cut.live]
+        try:
+            reply = self._server.infer(
+                self._name, self._digest, cut.index, arrays, _CODEC, self._patience(cut.index, batch, started)
+            )
+        except ServerError as error:
+            self._monitor.failed(error)
+            values.update(self._local.finish(cut.index, values, batch))
+            why = f"local after cut {cut.index}: {error}"
+            return Choice(self._graph.whole, choice.predicted_seconds, lambda: why), None
+        values.update(zip(self._graph.tail(cut.index).outputs, reply.outputs, strict=True))
+        self._monitor.heard(reply.status)
+        self._monitor.link.record(sum(array.nbytes for array in arrays), reply.network_seconds)
+        return choice, reply
+
+    def _patience(self, cut: int, batch: int, started: float) -> float:
+        """Seconds that the server may take: up to the deadline, less what finishing here would take."""
+        if self._deadline is None:
+            return _UNBOUNDED_SECONDS
+        seconds = self._local.head_seconds
+        alone = float(seconds[-1] - seconds[cut]) * batch * self._local.slow_down
+        return max(self._deadline - (time.perf_counter() - started) - alone, 0.0)
+
+    def _find_model(
+        self, cache: Path, timeout: float, on_progress: Callable[[int, int], None]
+    ) -> tuple[StoredModel, ServerError | None]:
+        """The model that the server serves, fetched unless it is cached; else the cached one, and why."""
+        models = ModelCache(cache)
+        try:
+            info = model_info(self._server.list_models(timeout), self._name, self._server.target)
+            stored = models.find(self._name, info.digest) or models.fetch(self._server, self._name, on_progress)
+        except ServerError as error:
+            log.warning("the server at %s cannot be reached: %s", self._server.target, error)
+            return models.find_or_raise(self._name, error), error
+        return stored, None
+
+    def _on_models(self, models: dict[str, offload_pb2.ModelInfo]) -> None:
+        """Takes in what the server says of the model, and has heads built for its plans."""
+        info = models.get(self._name)
+        if info is None or info.digest != self._digest or len(info.tail_seconds) != self._graph.whole + 1:
+            problem = ModelNotFoundError(f"the server no longer serves model {self._name!r} with this digest")
+            log.warning("%s; the device computes alone", problem)
+            info = None
+        self._info = info
+        self._update_plans()
+        if info is not None:
+            ready = set(info.ready_cuts)
+            plans = points(self._graph, self._local.head_seconds, np.array(info.tail_seconds))
+            hull = lower_hull([point for point in plans if point.cut in ready or not point.remote])
+            self._local.build([point.cut for point in hull], self._update_plans)
+
+    def _update_plans(self) -> None:
+        """Makes the plans anew: those whose head is built here and whose tail is built there, and the local one."""
+        info, built = self._info, self._local.ready_cuts
+        tails = np.array(info.tail_seconds) if info else np.zeros(self._graph.whole + 1)
+        ready = built & set(info.ready_cuts) if info else frozenset[int]()
+        plans = points(self._graph, self._local.head_seconds, tails)
+        self._plans = Plans([point for point in plans if point.cut in ready or not point.remote])
+
+
+def _close_if_alive(reference: weakref.ref[OffloadClient]) -> None:
+    client = reference()
+    if client is not None:
+        client.close()

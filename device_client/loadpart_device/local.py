@@ -1,0 +1,152 @@
+"""The network on the device: heads, tails and the whole, built ahead and run by the engine's thread."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadpart_common.engine import EngineExecutor
+from loadpart_common.latency import head_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
+
+    from loadpart_common.engine import Engine, LoadedModel
+    from loadpart_common.graph import Graph, Segment, Value
+    from loadpart_common.store import StoredModel
+    from loadpart_common.tensors import Array
+
+_TIMED_RUNS = 3
+_RATIOS = 8
+
+Values = dict["Value", "Array"]
+
+
+class LocalRuntime:
+    """Runs segments of one model on the device.
+
+    Attributes:
+        graph: The network.
+    """
+
+    def __init__(self, stored: StoredModel, *, threads: int, memory_limit_bytes: int) -> None:
+        """Has the process's engine load the model, in the background.
+
+        Raises:
+            SettingsError: Another client of this process uses another number of threads.
+        """
+        self.graph: Graph = stored.manifest.graph
+        self._executor = EngineExecutor.acquire(threads=threads, memory_limit_bytes=memory_limit_bytes)
+        self._model: Future[LoadedModel] = self._executor.submit(lambda engine: engine.load(stored.path))
+        self._measured: dict[int, float] = {}
+        self._lock = threading.Lock()
+        self._ratios: deque[float] = deque(maxlen=_RATIOS)
+        self._head_seconds = head_seconds(self.graph, {})
+        self._builds: list[Future[None]] = []
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether everything that was asked for is built; building takes the interpreter for itself now and then."""
+        return all(build.done() for build in self._builds)
+
+    @property
+    def ready_cuts(self) -> frozenset[int]:
+        """Cuts whose heads are built and timed; cut 0 needs none."""
+        return frozenset(self._measured) | {0}
+
+    @property
+    def head_seconds(self) -> Array:
+        """Idle seconds of each cut's head on this device, one item, shape (layers + 1,)."""
+        return self._head_seconds
+
+    @property
+    def slow_down(self) -> float:
+        """Measured over predicted seconds of the latest heads; 1 before there are any."""
+        with self._lock:
+            return statistics.median(self._ratios) if self._ratios else 1.0
+
+    def build(self, cuts: Iterable[int], on_built: Callable[[], None]) -> None:
+        """Has the heads of cuts, and the tails that finish for them, built when the engine has nothing else to do.
+
+        Args:
+            cuts: Cuts, the most wanted first.
+            on_built: Called, on the engine's thread, after each head.
+        """
+        self._builds = [build for build in self._builds if not build.done() or build.exception() is not None]
+        self._builds += [self._executor.submit(self._build, cut, on_built) for cut in cuts if cut not in self.ready_cuts]
+
+    def wait_built(self) -> None:
+        """Waits until everything that was asked for so far is built.
+
+        Raises:
+            ModelError: The model file is damaged, or the engine cannot build a segment.
+        """
+        for build in list(self._builds):
+            build.result()
+
+    def head(self, cut: int, inputs: Values, batch: int) -> tuple[Values, float]:
+        """Runs the head of a cut; gives what it computes and the seconds that it ran."""
+        outputs, seconds = self._executor.run(self._run, self.graph.head(cut), inputs, batch)
+        with self._lock:
+            if cut in self._measured:
+                self._ratios.append(seconds / max(self._measured[cut] * batch, 1e-9))
+        return outputs, seconds
+
+    def finish(self, cut: int, values: Values, batch: int) -> Values:
+        """Computes the outputs that a cut leaves to the server: from its tensors if that tail is built, else anew.
+
+        Args:
+            cut: The cut.
+            values: The network's inputs, and what the head gave.
+            batch: The batch size.
+        """
+        return self._executor.run(self._finish, cut, values, batch)
+
+    def close(self) -> None:
+        """Drops the model, after what is under way; what is not begun is cancelled."""
+        for build in self._builds:
+            build.cancel()
+        try:
+            self._executor.run(self._unload)
+        except RuntimeError:  # the interpreter is ending and has stopped the thread: the engine drops all
+            pass
+        EngineExecutor.release()
+
+    def _unload(self, engine: Engine) -> None:
+        if self._model.exception() is None:
+            engine.unload(self._model.result())
+
+    def _build(self, engine: Engine, cut: int, on_built: Callable[[], None]) -> None:
+        if cut in self._measured:
+            return
+        model, batch, segment = self._model.result(), self.graph.smallest_batch, self.graph.head(cut)
+        compiled = engine.segment(model, segment, batch)
+        zeros = [np.zeros(self.graph.spec(v).concrete(batch), self.graph.spec(v).dtype) for v in segment.inputs]
+        seconds = []
+        for _ in range(_TIMED_RUNS):
+            started = time.perf_counter()
+            compiled.run(zeros)
+            seconds.append(time.perf_counter() - started)
+        if cut < self.graph.whole:
+            engine.segment(model, self.graph.tail(cut), batch)
+        self._measured[cut] = min(seconds) / batch
+        self._head_seconds = head_seconds(self.graph, self._measured)
+        on_built()
+
+    def _run(self, engine: Engine, segment: Segment, values: Values, batch: int) -> tuple[Values, float]:
+        compiled = engine.segment(self._model.result(), segment, batch)
+        started = time.perf_counter()
+        outputs = compiled.run([values[value] for value in segment.inputs])
+        return dict(zip(segment.outputs, outputs, strict=True)), time.perf_counter() - started
+
+    def _finish(self, engine: Engine, cut: int, values: Values, batch: int) -> Values:
+        tail = self.graph.tail(cut)
+        if engine.is_compiled(self._model.result(), tail, batch):
+            return self._run(engine, tail, values, batch)[0]
+        return self._run(engine, self.graph.head(self.graph.whole), values, batch)[0]

@@ -1,0 +1,163 @@
+"""Follows the server in the background: whether it is there, its models, its load, and the link to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+
+from loadpart_common.errors import OffloadError, UnavailableError, from_rpc_error
+from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadpart.v1 import offload_pb2
+    from loadpart_device.server import Server
+
+_FIRST_RETRY_SECONDS = 0.25
+_LAST_RETRY_SECONDS = 8.0
+_CALL_SECONDS = 10.0
+_PROBE_PERIOD_SECONDS = 5.0
+_PROBE_SHARE = 0.01  # of the link's time that probes may take
+_PROBE_BYTES = 2 * MEASURABLE_BYTES
+_LARGE_PROBE_BYTES = 16 * MEASURABLE_BYTES
+_QUICK_SECONDS = 0.005  # a probe that is through sooner was too small for the link
+_BUSY_SECONDS = 0.05
+
+log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Two threads: one reads the status stream, the other probes the link while nothing else measures it.
+
+    A server that fails is left alone for a while, each time longer, and tried again.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        on_models: Callable[[dict[str, offload_pb2.ModelInfo]], None],
+        is_quiet: Callable[[], bool],
+    ) -> None:
+        """Makes a monitor; `start` starts it.
+
+        Args:
+            server: The server to follow.
+            on_models: Called, on a thread of the monitor's, with the server's models after each connecting.
+            is_quiet: Whether the device is idle enough for its clock to time the link.
+        """
+        self._server = server
+        self._on_models = on_models
+        self._is_quiet = is_quiet
+        self.link = LinkEstimator()
+        self._closing = threading.Event()
+        self._measured = threading.Event()
+        self._connected = threading.Event()
+        self._status: offload_pb2.ServerStatus | None = None
+        self._why_not = ""
+        self._retry_at = 0.0
+        self._failures = 0
+        self._stream: grpc.Call | None = None
+        self._threads = [
+            threading.Thread(target=self._follow, name="loadpart-status", daemon=True),
+            threading.Thread(target=self._probe, name="loadpart-probe", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Starts to follow."""
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def status(self) -> offload_pb2.ServerStatus | None:
+        """The server's load, as last heard; None before the first time."""
+        return self._status
+
+    def unavailable(self) -> str | None:
+        """Why the server should not be asked now; None when it may be."""
+        now = time.monotonic()
+        if now < self._retry_at:
+            return f"{self._why_not}; it is tried again in {self._retry_at - now:.1f} s"
+        if self._status is not None and self._status.draining:
+            return "the server is shutting down"
+        return None
+
+    def heard(self, status: offload_pb2.ServerStatus) -> None:
+        """Takes in a status; the server is there."""
+        self._status = status
+        self._failures, self._retry_at = 0, 0.0
+
+    def failed(self, error: OffloadError) -> None:
+        """Takes in a failure: the server is left alone for a while, twice as long as the last time."""
+        delay = min(_FIRST_RETRY_SECONDS * 2**self._failures, _LAST_RETRY_SECONDS)
+        self._failures += 1
+        self._why_not = f"the server failed: {error}"
+        self._retry_at = time.monotonic() + delay
+
+    def wait_measured(self, timeout_seconds: float) -> bool:
+        """Waits until the link has been measured; whether it was in time."""
+        return self._measured.wait(timeout_seconds)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._closing.set()
+        if self._stream is not None:
+            self._stream.cancel()
+        self._server.close()
+        self._connected.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def _follow(self) -> None:
+        while not self._closing.is_set():
+            try:
+                models = self._server.list_models(_CALL_SECONDS)
+                self._stream = self._server.watch_status()
+                self._on_models(models)
+                for message in self._stream:
+                    self.heard(message.status)
+                    self._connected.set()
+                raise UnavailableError("it ended the status stream")
+            except (OffloadError, grpc.RpcError, ValueError) as error:  # ValueError: the channel is closed
+                if self._closing.is_set():
+                    return
+                failure = from_rpc_error(error) if isinstance(error, grpc.RpcError) else error
+                log.info("the server at %s is not there: %s", self._server.target, failure)
+                self._connected.clear()
+                self.link.forget()
+                self._measured.clear()
+                self.failed(UnavailableError(str(failure)))
+            self._closing.wait(max(0.0, self._retry_at - time.monotonic()))
+
+    def _probe(self) -> None:
+        while not self._closing.is_set():
+            self._connected.wait()
+            pause = _PROBE_PERIOD_SECONDS
+            if not self._is_quiet():
+                pause = _BUSY_SECONDS
+            elif not self._closing.is_set() and self.link.age_seconds >= _PROBE_PERIOD_SECONDS:
+                started = time.monotonic()
+                try:
+                    self._measure()
+                    self._measured.set()
+                except (OffloadError, ValueError) as error:
+                    log.debug("a probe failed: %s", error)
+                    pause = _FIRST_RETRY_SECONDS
+                pause = max(pause, (time.monotonic() - started) / _PROBE_SHARE)
+            self._closing.wait(pause)
+
+    def _measure(self) -> None:
+        """Times small requests and one of measurable size, and a larger one if that was too quick to tell."""
+        for _ in range(3 if self.link.reading is None else 1):
+            self.link.record(0, self._server.probe(b"", _CALL_SECONDS))
+        for size in (_PROBE_BYTES, _LARGE_PROBE_BYTES):
+            seconds = self._server.probe(os.urandom(size), _CALL_SECONDS)
+            self.link.record(size, seconds)
+            if seconds > _QUICK_SECONDS:
+                break

@@ -1,0 +1,93 @@
+"""What an inference gives: outputs, the plan, and where the time went."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadpart_common.tensors import Array
+
+Location = Literal["local", "split", "offload"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How an inference was run.
+
+    Attributes:
+        cut: Layers that ran on the device.
+        location: `local`, `split` or `offload`.
+        codec: How the tensors at the cut were written; empty when nothing was sent.
+        predicted_seconds: Latency that the decision expected; None when it had nothing to go by.
+    """
+
+    cut: int
+    location: Location
+    codec: str
+    predicted_seconds: float | None
+    _explain: Callable[[], str]
+
+    @property
+    def reason(self) -> str:
+        """Why this plan, in one line; put into words only when asked for."""
+        return self._explain()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that an inference spent in each phase.
+
+    Attributes:
+        decide: Choosing the plan.
+        head: Running the head on the device; the whole network when local, and what was run after a failure.
+        encode: Writing the tensors that cross.
+        network: On the way, both ways: the request's time less what the server reports as its own.
+        queue: In the server before the tail ran, building the tail included.
+        tail: Running the tail on the server.
+        total: All of it.
+    """
+
+    decide: float
+    head: float
+    encode: float
+    network: float
+    queue: float
+    tail: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer.
+
+    Attributes:
+        outputs: The network's outputs.
+        plan: How they were computed.
+        timings: Where the time went.
+    """
+
+    outputs: tuple[Array, ...]
+    plan: Plan
+    timings: Timings
+
+    @property
+    def output(self) -> Array:
+        """The first output; the only one of most networks."""
+        return self.outputs[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plan and timings, ready for `json.dumps`; the outputs are left out."""
+        plan = self.plan
+        return {
+            "plan": {
+                "cut": plan.cut,
+                "location": plan.location,
+                "codec": plan.codec,
+                "predicted_seconds": plan.predicted_seconds,
+                "reason": plan.reason,
+            },
+            "timings": asdict(self.timings),
+        }

@@ -1,0 +1,178 @@
+"""The edge server, as the device reaches it: one channel, one method a call, domain errors instead of gRPC's."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from loadpart.v1 import offload_pb2
+from loadpart_common.errors import (
+    DeadlineError,
+    InputError,
+    MessageTooLargeError,
+    ModelNotFoundError,
+    UnavailableError,
+    from_rpc_error,
+)
+from loadpart_common.wire import METHODS, channel_options, serialise, tensors_from_wire, tensors_to_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from loadpart_common.tensors import Array
+    from loadpart_common.wire import Codec
+
+_KEEPALIVE_MILLISECONDS = 20_000
+_RECONNECT_MILLISECONDS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class TailReply:
+    """What came of a tail that the server ran.
+
+    Attributes:
+        outputs: The outputs that the tail gives.
+        encode_seconds: Writing the request.
+        network_seconds: On the way, both ways, decoding included.
+        queue_seconds: In the server before the tail ran.
+        tail_seconds: Running the tail.
+        status: The server's load afterwards.
+    """
+
+    outputs: list[Array]
+    encode_seconds: float
+    network_seconds: float
+    queue_seconds: float
+    tail_seconds: float
+    status: offload_pb2.ServerStatus
+
+
+class Server:
+    """A connection to an edge server; made at once, connected when first used. Thread-safe."""
+
+    def __init__(self, target: str, max_message_bytes: int) -> None:
+        if not target or target.isspace():
+            raise InputError(f"server: expected HOST:PORT, got {target!r}")
+        self.target = target
+        self.max_message_bytes = max_message_bytes
+        self._channel = grpc.insecure_channel(
+            target,
+            options=[
+                *channel_options(max_message_bytes),
+                # A silent link must not look alive for minutes.
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MILLISECONDS // 2),
+                # A server that is back should be found soon; the default waits up to two minutes.
+                ("grpc.max_reconnect_backoff_ms", _RECONNECT_MILLISECONDS),
+            ],
+        )
+        self._infer = self._stub("Infer")
+        self._probe = self._stub("Probe")
+        self._list_models = self._stub("ListModels")
+        self._get_model = self._stub("GetModel")
+        self._watch_status = self._stub("WatchStatus")
+
+    def infer(
+        self, model: str, digest: str, cut: int, arrays: Sequence[Array], codec: Codec, timeout_seconds: float | None
+    ) -> TailReply:
+        """Has the server run a tail.
+
+        Raises:
+            MessageTooLargeError: The tensors are more than the server takes; nothing is sent.
+            OffloadError: The server refused or failed, or could not be reached.
+        """
+        started = time.perf_counter()
+        request = offload_pb2.InferRequest(
+            model=model, digest=digest, cut=cut, codec=codec.name, tensors=tensors_to_wire(arrays, codec)
+        )
+        nbytes = sum(len(tensor.data) for tensor in request.tensors)
+        if nbytes > self.max_message_bytes:
+            raise MessageTooLargeError(f"expected tensors of at most {self.max_message_bytes} bytes, got {nbytes}")
+        encoded = time.perf_counter()
+        with _domain_errors():
+            # A future's result is waited for by the thread that asks; a plain call goes through one thread more.
+            response = self._infer.future(request, timeout=timeout_seconds).result()
+            outputs = [array.copy() for array in tensors_from_wire(response.tensors, codec)]
+        return TailReply(
+            outputs,
+            encode_seconds=encoded - started,
+            network_seconds=max(0.0, time.perf_counter() - encoded - response.server_seconds),
+            queue_seconds=response.server_seconds - response.tail_seconds,
+            tail_seconds=response.tail_seconds,
+            status=response.status,
+        )
+
+    def probe(self, payload: bytes, timeout_seconds: float) -> float:
+        """Carries bytes to the server and an empty answer back; gives the seconds on the way.
+
+        Raises:
+            OffloadError: The server could not be reached.
+        """
+        request = offload_pb2.ProbeRequest(payload=payload)
+        started = time.perf_counter()
+        with _domain_errors():
+            response = self._probe.future(request, timeout=timeout_seconds).result()
+        return max(0.0, time.perf_counter() - started - response.server_seconds)
+
+    def list_models(self, timeout_seconds: float) -> dict[str, offload_pb2.ModelInfo]:
+        """The models that the server serves, by name; also learns how large a message it takes.
+
+        Raises:
+            OffloadError: The server could not be reached.
+        """
+        try:
+            with _domain_errors():
+                # An attempt that fails quickly is repeated within the time, since a server may be about to start.
+                response = self._list_models(
+                    offload_pb2.ListModelsRequest(), timeout=timeout_seconds, wait_for_ready=True
+                )
+        except DeadlineError as error:
+            raise UnavailableError(f"no answer from {self.target} within {timeout_seconds:g} s") from error
+        self.max_message_bytes = min(self.max_message_bytes, response.max_message_bytes)
+        return {model.name: model for model in response.models}
+
+    def get_model(self, name: str) -> Iterator[offload_pb2.GetModelResponse]:
+        """The pieces of a model: its manifest, then its file.
+
+        Raises:
+            ModelNotFoundError: The server has none of that name.
+            OffloadError: The server could not be reached.
+        """
+        with _domain_errors():
+            yield from self._get_model(offload_pb2.GetModelRequest(model=name))
+
+    def watch_status(self) -> grpc.Call:
+        """The status stream: an iterator that can be cancelled; it raises `grpc.RpcError`."""
+        return self._watch_status(offload_pb2.WatchStatusRequest())
+
+    def close(self) -> None:
+        """Ends the connection and what is under way on it."""
+        self._channel.close()
+
+    def _stub(self, name: str) -> Callable[..., Any]:
+        method = METHODS[name]
+        kind = self._channel.unary_stream if method.streams else self._channel.unary_unary
+        return kind(method.path, request_serializer=serialise, response_deserializer=method.response.FromString)  # type: ignore[no-any-return]
+
+
+def model_info(models: dict[str, offload_pb2.ModelInfo], name: str, target: str) -> offload_pb2.ModelInfo:
+    """What the server says of a model.
+
+    Raises:
+        ModelNotFoundError: It does not serve it; the message lists what it serves.
+    """
+    if name not in models:
+        raise ModelNotFoundError(f"{target} serves no model {name!r}: expected one of {', '.join(models) or 'none'}")
+    return models[name]
+
+
+@contextlib.contextmanager
+def _domain_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from None
