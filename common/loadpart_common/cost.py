@@ -84,7 +84,8 @@ class Plans:
             weights.server_slow_down * batch,
             weights.fixed_seconds,
         )
-        return self._matrix @ np.array(vector)
+        latencies: Array = self._matrix @ np.array(vector)
+        return latencies
 
     def choose(
         self, weights: Weights, batch: int = 1, *, current: int | None = None, threshold: float = 0.0

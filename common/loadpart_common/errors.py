@@ -1,19 +1,19 @@
 """Errors, the codes that carry them over the wire, and the gRPC statuses that go with the codes.
 
-    OffloadError
-    ├── RequestError            what was asked for cannot be done; asking again gives the same answer
-    │   ├── InputError          an array, image or request is not what the model takes
-    │   ├── CutError            the network cannot be cut there
-    │   ├── ModelMismatchError  the two sides hold different files under one name
-    │   ├── MessageTooLargeError
-    │   └── ModelNotFoundError
-    ├── ModelError              a model file or the store is broken or holds what cannot be served
-    ├── ServerError             the server failed; asking again may help
-    │   ├── OverloadedError     its queue is full
-    │   ├── UnavailableError    it cannot be reached, or it drains
-    │   ├── DeadlineError       the answer would come, or came, too late
-    │   └── InternalError       something broke inside it
-    └── SettingsError           a flag, variable or file has a wrong value
+OffloadError
+├── RequestError            what was asked for cannot be done; asking again gives the same answer
+│   ├── InputError          an array, image or request is not what the model takes
+│   ├── CutError            the network cannot be cut there
+│   ├── ModelMismatchError  the two sides hold different files under one name
+│   ├── MessageTooLargeError
+│   └── ModelNotFoundError
+├── ModelError              a model file or the store is broken or holds what cannot be served
+├── ServerError             the server failed; asking again may help
+│   ├── OverloadedError     its queue is full
+│   ├── UnavailableError    it cannot be reached, or it drains
+│   ├── DeadlineError       the answer would come, or came, too late
+│   └── InternalError       something broke inside it
+└── SettingsError           a flag, variable or file has a wrong value
 """
 
 from __future__ import annotations

@@ -58,9 +58,11 @@ class RawCodec(Codec):
     name = "raw"
 
     def encode(self, array: Array) -> bytes:
+        """See `Codec.encode`."""
         return np.ascontiguousarray(array).tobytes()
 
     def decode(self, data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+        """See `Codec.decode`."""
         expected = math.prod(shape) * dtype.itemsize
         if len(data) != expected:
             raise InputError(f"expected {expected} bytes for {dtype.name}{list(shape)}, got {len(data)}")
@@ -86,9 +88,7 @@ def codec_named(name: str) -> Codec:
 def tensors_to_wire(arrays: Iterable[Array], codec: Codec) -> list[offload_pb2.Tensor]:
     """Arrays as messages."""
     return [
-        offload_pb2.Tensor(
-            data_type=_NUMBER_BY_DTYPE[array.dtype.name], shape=array.shape, data=codec.encode(array)
-        )
+        offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[array.dtype.name], shape=array.shape, data=codec.encode(array))
         for array in arrays
     ]
 
@@ -161,7 +161,7 @@ def lenient_parser(kind: type[Message]) -> Callable[[bytes], Message | None]:
 
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """gRPC settings that both sides share."""
+    """Settings of gRPC that both sides share."""
     limit = max_message_bytes + _MESSAGE_OVERHEAD_BYTES  # the bound is on tensors; names and shapes come on top
     return [
         ("grpc.max_receive_message_length", limit),

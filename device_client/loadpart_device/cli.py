@@ -92,7 +92,7 @@ def infer(
             result = client.infer(batch)
             classes = [_top(scores, client.labels) for scores in result.output]
             if as_json:
-                print(json.dumps(_document(settings.model, image, classes, result)), flush=True)  # noqa: T201
+                print(json.dumps(_document(settings.model, image, classes, result)), flush=True)
             else:
                 _show(settings.model, image, classes, result)
 
@@ -131,5 +131,5 @@ def main() -> None:
     try:
         app()
     except OffloadError as error:
-        print(f"loadpart-device: {error}", file=sys.stderr)  # noqa: T201
+        print(f"loadpart-device: {error}", file=sys.stderr)
         sys.exit(1)

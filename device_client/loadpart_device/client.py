@@ -224,9 +224,7 @@ class OffloadClient:
         )
         return self._policy.choose(self._plans, world, batch)
 
-    def _finish(
-        self, choice: Choice, values: Values, batch: int, started: float
-    ) -> tuple[Choice, TailReply | None]:
+    def _finish(self, choice: Choice, values: Values, batch: int, started: float) -> tuple[Choice, TailReply | None]:
         """Has the server run the tail, or runs it here when the server fails; completes `values`."""
         cut = self._graph.cut(choice.cut)
         arrays = [values[value] for value in cut.live]

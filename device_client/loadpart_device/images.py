@@ -48,6 +48,8 @@ def _load(path: Path, height: int, width: int) -> Array:
         raise InputError(f"{path} is not an image that can be read") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # damaged in one way or another
         raise InputError(f"{path} cannot be decoded: {error}") from error
-    scaled = ImageOps.fit(image, (round(width * _RESIZE_SHARE), round(height * _RESIZE_SHARE)), Image.Resampling.BILINEAR)
+    scaled = ImageOps.fit(
+        image, (round(width * _RESIZE_SHARE), round(height * _RESIZE_SHARE)), Image.Resampling.BILINEAR
+    )
     left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
     return np.asarray(scaled.crop((left, top, left + width, top + height)), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import threading
 import time
@@ -79,7 +80,9 @@ class LocalRuntime:
             on_built: Called, on the engine's thread, after each head.
         """
         self._builds = [build for build in self._builds if not build.done() or build.exception() is not None]
-        self._builds += [self._executor.submit(self._build, cut, on_built) for cut in cuts if cut not in self.ready_cuts]
+        self._builds += [
+            self._executor.submit(self._build, cut, on_built) for cut in cuts if cut not in self.ready_cuts
+        ]
 
     def wait_built(self) -> None:
         """Waits until everything that was asked for so far is built.
@@ -112,10 +115,10 @@ class LocalRuntime:
         """Drops the model, after what is under way; what is not begun is cancelled."""
         for build in self._builds:
             build.cancel()
-        try:
+        with contextlib.suppress(
+            RuntimeError
+        ):  # the interpreter is ending: the thread has stopped, the engine drops all
             self._executor.run(self._unload)
-        except RuntimeError:  # the interpreter is ending and has stopped the thread: the engine drops all
-            pass
         EngineExecutor.release()
 
     def _unload(self, engine: Engine) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -50,8 +48,6 @@ class Metrics:
         ).set_function(lambda: reading.round_trip_seconds if (reading := monitor.link.reading) else float("nan"))
         host, _, port = listen.rpartition(":")
         try:
-            self._server: WSGIServer
-            self._thread: threading.Thread
             self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
         except (OSError, ValueError, OverflowError) as error:
             raise SettingsError(f"metrics_listen: expected HOST:PORT that is free, got {listen!r} ({error})") from error

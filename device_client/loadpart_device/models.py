@@ -32,7 +32,9 @@ class ModelCache:
 
     def find(self, name: str, digest: str | None = None) -> StoredModel | None:
         """A model that is there and whole; the one fetched last when no digest is given."""
-        folders = [entry for entry in self._store.names() if entry.startswith(f"{name}-{(digest or '')[:_DIGEST_LETTERS]}")]
+        folders = [
+            entry for entry in self._store.names() if entry.startswith(f"{name}-{(digest or '')[:_DIGEST_LETTERS]}")
+        ]
         folders.sort(key=lambda entry: (self._store.folder / entry).stat().st_mtime, reverse=True)
         for folder in folders:
             try:

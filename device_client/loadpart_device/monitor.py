@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadpart.v1 import offload_pb2
-    from loadpart_device.server import Server
+    from loadpart_device.server import Server, StatusStream
 
 _FIRST_RETRY_SECONDS = 0.25
 _LAST_RETRY_SECONDS = 8.0
@@ -62,7 +62,7 @@ class Monitor:
         self._why_not = ""
         self._retry_at = 0.0
         self._failures = 0
-        self._stream: grpc.Call | None = None
+        self._stream: StatusStream | None = None
         self._threads = [
             threading.Thread(target=self._follow, name="loadpart-status", daemon=True),
             threading.Thread(target=self._probe, name="loadpart-probe", daemon=True),

@@ -156,9 +156,7 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
     raise SettingsError(f"policy: expected one of {', '.join(POLICIES)} or the number of a cut, got {policy!r}")
 
 
-def _explain(
-    plans: Plans, weights: Weights, batch: int, cut: int, seconds: float, link: LinkReading | None
-) -> str:
+def _explain(plans: Plans, weights: Weights, batch: int, cut: int, seconds: float, link: LinkReading | None) -> str:
     local = plans.seconds(weights, batch)[-1]
     return (
         f"cut {cut}: least of {len(plans.points)} plans, {seconds * 1e3:.1f} ms predicted "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -21,7 +21,7 @@ from loadpart_common.errors import (
 from loadpart_common.wire import METHODS, channel_options, serialise, tensors_from_wire, tensors_to_wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from loadpart_common.tensors import Array
     from loadpart_common.wire import Codec
@@ -49,6 +49,15 @@ class TailReply:
     queue_seconds: float
     tail_seconds: float
     status: offload_pb2.ServerStatus
+
+
+class StatusStream(Protocol):
+    """A stream of statuses that another thread may cancel."""
+
+    def __iter__(self) -> Iterator[offload_pb2.WatchStatusResponse]: ...
+
+    def cancel(self) -> object:
+        """Ends the stream."""
 
 
 class Server:
@@ -116,7 +125,7 @@ class Server:
         started = time.perf_counter()
         with _domain_errors():
             response = self._probe.future(request, timeout=timeout_seconds).result()
-        return max(0.0, time.perf_counter() - started - response.server_seconds)
+        return max(0.0, time.perf_counter() - started - float(response.server_seconds))
 
     def list_models(self, timeout_seconds: float) -> dict[str, offload_pb2.ModelInfo]:
         """The models that the server serves, by name; also learns how large a message it takes.
@@ -145,18 +154,19 @@ class Server:
         with _domain_errors():
             yield from self._get_model(offload_pb2.GetModelRequest(model=name))
 
-    def watch_status(self) -> grpc.Call:
-        """The status stream: an iterator that can be cancelled; it raises `grpc.RpcError`."""
-        return self._watch_status(offload_pb2.WatchStatusRequest())
+    def watch_status(self) -> StatusStream:
+        """The status stream; iterating raises `grpc.RpcError`."""
+        stream: StatusStream = self._watch_status(offload_pb2.WatchStatusRequest())
+        return stream
 
     def close(self) -> None:
         """Ends the connection and what is under way on it."""
         self._channel.close()
 
-    def _stub(self, name: str) -> Callable[..., Any]:
+    def _stub(self, name: str) -> Any:
         method = METHODS[name]
         kind = self._channel.unary_stream if method.streams else self._channel.unary_unary
-        return kind(method.path, request_serializer=serialise, response_deserializer=method.response.FromString)  # type: ignore[no-any-return]
+        return kind(method.path, request_serializer=serialise, response_deserializer=method.response.FromString)
 
 
 def model_info(models: dict[str, offload_pb2.ModelInfo], name: str, target: str) -> offload_pb2.ModelInfo:

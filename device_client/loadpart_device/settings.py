@@ -30,7 +30,7 @@ class Settings:
     metrics_listen: str | None = None
 
 
-_PARSERS = {"deadline": float, "threads": int, "connect_timeout": float}
+_NUMBERS: dict[str, type[int] | type[float]] = {"deadline": float, "threads": int, "connect_timeout": float}
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -45,9 +45,9 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         if (text := os.environ.get(f"{ENV_PREFIX}{name.upper()}")) is not None:
             values[name] = text
     values.update({name: value for name, value in flags.items() if value is not None})
-    for name, parse in _PARSERS.items():
+    for name, kind in _NUMBERS.items():
         if values.get(name) is not None:
-            values[name] = _parsed(name, parse, values[name])
+            values[name] = _number(name, kind, values[name])
     settings = Settings(**values)
     if not settings.model:
         raise SettingsError("model: expected the name of a model, got nothing")
@@ -71,12 +71,12 @@ def _read_file(config: Path, known: set[str]) -> dict[str, Any]:
     return values
 
 
-def _parsed(name: str, parse: type[int] | type[float], value: object) -> int | float:
-    kind = "a whole number" if parse is int else "a number"
+def _number(name: str, kind: type[int] | type[float], value: Any) -> int | float:
+    what = "a whole number" if kind is int else "a number"
     try:
-        number = parse(value)  # type: ignore[call-overload]
+        number = kind(value)
     except (TypeError, ValueError) as error:
-        raise SettingsError(f"{name}: expected {kind}, got {value!r}") from error
+        raise SettingsError(f"{name}: expected {what}, got {value!r}") from error
     if number <= 0:
-        raise SettingsError(f"{name}: expected {kind} above 0, got {value!r}")
-    return number  # type: ignore[no-any-return]
+        raise SettingsError(f"{name}: expected {what} above 0, got {value!r}")
+    return number

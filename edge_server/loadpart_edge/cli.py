@@ -57,14 +57,18 @@ def serve(
     )
     with _progress("building tails") as progress:
         task = progress.add_task("building tails", total=None)
-        daemon = Daemon(settings, lambda done, total: progress.update(task, completed=done, total=total, visible=done < total))
+        daemon = Daemon(
+            settings, lambda done, total: progress.update(task, completed=done, total=total, visible=done < total)
+        )
         asyncio.run(daemon.run())
 
 
 @app.command()
 def export(
     names: Annotated[list[str] | None, typer.Argument(help=f"Networks: {', '.join(NETWORKS)}; all if absent.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="MindSpore .ckpt with the weights of the one network.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="MindSpore .ckpt with the weights of the one network.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights when there is no checkpoint.")] = 0,
     labels: Annotated[Path | None, typer.Option(help="Text file with the names of the classes, one a line.")] = None,
     store: Store = None,
@@ -129,5 +133,5 @@ def main() -> None:
     try:
         app()
     except OffloadError as error:
-        print(f"loadpart-edge: {error}", file=sys.stderr)  # noqa: T201
+        print(f"loadpart-edge: {error}", file=sys.stderr)
         sys.exit(1)

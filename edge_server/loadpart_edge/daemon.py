@@ -7,7 +7,7 @@ import contextlib
 import gc
 import logging
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -23,7 +23,7 @@ from loadpart_edge.service import OffloadService
 from loadpart_edge.status import StatusBoard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from loadpart_edge.messages import Prepare, Prepared
     from loadpart_edge.settings import Settings
@@ -64,11 +64,9 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        preparations = self._models.preparations()
-        scheduler = Scheduler(
-            settings, preparations, on_prepared=self._on_prepared, on_change=lambda: board.queue_changed()
-        )
+        scheduler = Scheduler(settings, self._models.preparations(), on_prepared=self._on_prepared)
         board = StatusBoard(scheduler, settings.status_period_seconds)
+        scheduler.on_change = board.queue_changed
         self._metrics.follow(scheduler, board)
         service = OffloadService(settings, self._models, scheduler, board, self._metrics)
         await self._set_health(_NOT_SERVING)
@@ -91,7 +89,7 @@ class Daemon:
                     gc.freeze()  # modules and manifests stay: collections need not look at them
                     service.ready = True
                     await self._set_health(_SERVING)
-                    print(self._ready_line(address, metrics_address), flush=True)  # noqa: T201  # the promised line
+                    print(self._ready_line(address, metrics_address), flush=True)  # the promised line
                     await stop.wait()
                     log.info("draining: %d running, %d waiting", scheduler.running, scheduler.queue_length)
                     await self._set_health(_NOT_SERVING)
@@ -150,9 +148,9 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
-async def _unless(stop: asyncio.Event, work: object) -> bool:
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Does work unless the event comes first; whether it was done."""
-    working = asyncio.ensure_future(work)  # type: ignore[arg-type, var-annotated]
+    working = asyncio.create_task(work)
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()

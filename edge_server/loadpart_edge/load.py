@@ -58,7 +58,7 @@ class Utilisation:
         import pynvml
 
         try:
-            return max(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu for gpu in self._gpus) / 100
+            return max(float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu) for gpu in self._gpus) / 100
         except pynvml.NVMLError:
             return None
 

@@ -6,7 +6,14 @@ import logging
 from typing import TYPE_CHECKING
 
 from loadpart_common.cost import lower_hull, points
-from loadpart_common.errors import CutError, InputError, ModelError, ModelMismatchError, ModelNotFoundError, OffloadError
+from loadpart_common.errors import (
+    CutError,
+    InputError,
+    ModelError,
+    ModelMismatchError,
+    ModelNotFoundError,
+    OffloadError,
+)
 from loadpart_common.latency import head_seconds, tail_seconds
 from loadpart_common.tensors import check_arrays
 from loadpart_edge.messages import Prepare

@@ -76,6 +76,11 @@ class Scheduler:
 
     A job goes to an idle worker within the same turn of the event loop that brings it, and its outcome to whoever
     waits within the turn that brings the answer: on a quiet machine every further turn costs a tenth of a millisecond.
+
+    Attributes:
+        on_change: Called when the queue has changed.
+        slow_down: Measured over predicted time of the latest jobs.
+        restarts: Workers that died and were replaced.
     """
 
     def __init__(
@@ -84,7 +89,6 @@ class Scheduler:
         preparations: Sequence[Prepare],
         *,
         on_prepared: Callable[[Prepare, Prepared | None], None],
-        on_change: Callable[[], None],
     ) -> None:
         """Makes a scheduler; `start` starts the workers.
 
@@ -92,12 +96,11 @@ class Scheduler:
             settings: Settings of the daemon.
             preparations: Tails that every worker builds while it has nothing else to do.
             on_prepared: Called for each that is built, or (with None) could not be.
-            on_change: Called when the queue has changed.
         """
         self._settings = settings
         self._preparations = preparations
         self._on_prepared = on_prepared
-        self._on_change = on_change
+        self.on_change: Callable[[], None] = lambda: None
         self._queue: deque[_Job] = deque()
         self._seats = [_Seat(index, deque(preparations)) for index in range(settings.workers)]
         self._tasks: list[asyncio.Task[None]] = []
@@ -140,7 +143,7 @@ class Scheduler:
         finally:
             if job in self._queue:  # whoever waited has gone away
                 self._queue.remove(job)
-                self._on_change()
+                self.on_change()
 
     @property
     def queue_length(self) -> int:
@@ -190,12 +193,12 @@ class Scheduler:
             if self._queue:
                 self._start_job(seat, seat.worker, self._queue.popleft())
             elif seat.preparations:
-                preparation = seat.preparations.popleft()
-                seat.busy = True
-                seat.worker.request(
-                    preparation, [], lambda answer, seat=seat, what=preparation: self._finish_preparation(seat, what, answer)
-                )
-        self._on_change()
+                self._start_preparation(seat, seat.worker, seat.preparations.popleft())
+        self.on_change()
+
+    def _start_preparation(self, seat: _Seat, worker: WorkerProcess, preparation: Prepare) -> None:
+        seat.busy = True
+        worker.request(preparation, [], lambda answer: self._finish_preparation(seat, preparation, answer))
 
     def _start_job(self, seat: _Seat, worker: WorkerProcess, job: _Job) -> None:
         job.attempts += 1

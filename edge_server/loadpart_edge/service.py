@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from loadpart_edge.settings import Settings
     from loadpart_edge.status import StatusBoard
 
+    Context = grpc.aio.ServicerContext[Any, Any]
+
 _CHUNK_BYTES = 1 << 20
 _MAX_PROBE_RESPONSE_BYTES = 16 << 20
 
 log = logging.getLogger(__name__)
-
-Context = grpc.aio.ServicerContext
 
 
 class OffloadService:
@@ -111,9 +111,7 @@ class OffloadService:
         )
         return response
 
-    async def watch_status(
-        self, _: offload_pb2.WatchStatusRequest
-    ) -> AsyncIterator[offload_pb2.WatchStatusResponse]:
+    async def watch_status(self, _: offload_pb2.WatchStatusRequest) -> AsyncIterator[offload_pb2.WatchStatusResponse]:
         """Streams the load."""
         async for status in self._board.watch():
             yield offload_pb2.WatchStatusResponse(status=status)

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from loadpart_common.errors import SettingsError
 from loadpart_common.wire import DEFAULT_MAX_MESSAGE_BYTES
@@ -58,7 +64,10 @@ class Settings(BaseSettings):
         (), description="models to serve, separated by commas; all in the store when not given"
     )
     workers: int = Field(
-        default_factory=lambda: max(1, _cores() // 4), ge=1, le=256, description="worker processes; each holds all models"
+        default_factory=lambda: max(1, _cores() // 4),
+        ge=1,
+        le=256,
+        description="worker processes; each holds all models",
     )
     threads: int = Field(0, ge=0, le=1024, description="threads of one worker; 0 shares the cores among the workers")
     queue_limit: int = Field(64, ge=1, description="jobs that may wait; more are refused")

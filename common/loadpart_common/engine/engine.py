@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-
 import os
 import tempfile
 from collections import OrderedDict
@@ -157,7 +156,9 @@ class Engine:
             return self._compiled[key]
         compiled = self._compile(model, segment, batch)
         self._compiled[key] = compiled
-        while len(self._compiled) > 1 and sum(each.nbytes for each in self._compiled.values()) > self._memory_limit_bytes:
+        while (
+            len(self._compiled) > 1 and sum(each.nbytes for each in self._compiled.values()) > self._memory_limit_bytes
+        ):
             self._compiled.popitem(last=False)
         return compiled
 
@@ -195,8 +196,6 @@ class Engine:
             path.unlink(missing_ok=True)
         model.weights_read()
         return compiled
-
-
 
 
 def _set_threads(mindspore: Any, threads: int) -> None:

@@ -42,10 +42,10 @@ def frees_batch(program: Program, name: str) -> bool:
         return bool(axes) and all(axis != 0 and axis > -len(_first_shape(program, name)) for axis in axes)
     if kind == "Transpose":
         order = program.constant(node.input[1]) if len(node.input) > 1 else None
-        return bool(order) and order[0] == 0
+        return order is not None and order[:1] == (0,)
     if kind == "Reshape":
         shape = program.constant(node.input[1]) if len(node.input) > 1 else None
-        return bool(shape) and shape[0] == -1
+        return shape is not None and shape[:1] == (-1,)
     if kind == "Pad":
         return program.settings(name, "paddings")[:2] == (0, 0)
     return False

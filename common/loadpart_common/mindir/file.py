@@ -26,7 +26,6 @@ _GRAPH_PARAMETER = mindir_pb2.Graph.PARAMETER_FIELD_NUMBER
 _TENSOR_RAW_DATA = mindir_pb2.Tensor.RAW_DATA_FIELD_NUMBER
 
 
-
 @dataclass(frozen=True, slots=True)
 class Weight:
     """Where a weight's elements lie in a file."""

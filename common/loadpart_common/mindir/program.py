@@ -287,8 +287,10 @@ class Program:
         return batch if leading and all(frees_batch(self, node.name) for node in self.layer_nodes) else None
 
     def _barrier(self, index: int, uses: list[tuple[Value, ...]], outputs: list[Value]) -> Barrier:
-        """The stretch that shares memory with a layer that changes it: from the makers of what it takes to the last
-        layer that reads these."""
+        """The stretch that shares memory with a layer that changes it.
+
+        It goes from the makers of what that layer takes to the last layer that reads these.
+        """
         shared = set(uses[index])
         first = min((value.layer for value in shared), default=index)
         last = max([index, *(reader for reader, values in enumerate(uses) if shared & set(values))])
@@ -342,8 +344,10 @@ def _title(node: mindir_pb2.Node) -> str:
 
 
 def _place(node: mindir_pb2.Node) -> str:
-    """Where a node stands in the network: `Default/features-SequentialCell/0-Conv2d/Conv2D-op0` is
-    `features/0/Conv2D-op0`."""
+    """Where a node stands in the network.
+
+    `Default/features-SequentialCell/0-Conv2d/Conv2D-op0` is `features/0/Conv2D-op0`.
+    """
     *cells, operator = node.domain.removeprefix("Default/").split("/")
     return "/".join([*(cell.rpartition("-")[0] or cell for cell in cells), operator])
 

@@ -7,9 +7,7 @@ from mindspore import nn
 
 def convolution(channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, padding: int = 0) -> nn.Conv2d:
     """A convolution with a bias."""
-    return nn.Conv2d(
-        channels_in, channels_out, kernel, stride=stride, pad_mode="pad", padding=padding, has_bias=True
-    )
+    return nn.Conv2d(channels_in, channels_out, kernel, stride=stride, pad_mode="pad", padding=padding, has_bias=True)
 
 
 def convolution_norm(

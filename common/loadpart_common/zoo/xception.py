@@ -22,9 +22,7 @@ class Skip(nn.Cell):  # type: ignore[misc]  # MindSpore has no types
 
 def _separable(channels_in: int, channels_out: int) -> list[nn.Cell]:
     """A 3x3 convolution of each channel by itself, then a 1x1 convolution across them, then normalisation."""
-    depthwise = nn.Conv2d(
-        channels_in, channels_in, 3, pad_mode="pad", padding=1, group=channels_in, has_bias=False
-    )
+    depthwise = nn.Conv2d(channels_in, channels_in, 3, pad_mode="pad", padding=1, group=channels_in, has_bias=False)
     return [depthwise, *convolution_norm(channels_in, channels_out, 1)]
 
 
