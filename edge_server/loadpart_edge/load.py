@@ -26,18 +26,29 @@ class SlowDown:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._readings: deque[tuple[float, float]] = deque(maxlen=_WINDOW_JOBS)
+        self._median = 1.0
+        self._oldest = float("inf")
 
     def record(self, predicted: float, measured: float) -> None:
         """Notes what a tail was predicted to take and what it took, in seconds."""
         if predicted > 0:
             self._readings.append((self._clock(), measured / predicted))
+            self._refresh()
 
     @property
     def value(self) -> float:
         """The slow-down: median of the window, and at least 1; a lucky run makes no faster server."""
-        oldest = self._clock() - _WINDOW_SECONDS
-        recent = [ratio for when, ratio in self._readings if when >= oldest]
-        return max(1.0, statistics.median(recent)) if recent else 1.0
+        if self._clock() - self._oldest > _WINDOW_SECONDS:
+            self._refresh()
+        return self._median
+
+    def _refresh(self) -> None:
+        """Drops what has aged; the median is kept, since it is read several times as often as it changes."""
+        limit = self._clock() - _WINDOW_SECONDS
+        while self._readings and self._readings[0][0] < limit:
+            self._readings.popleft()
+        self._median = max(1.0, statistics.median(ratio for _, ratio in self._readings)) if self._readings else 1.0
+        self._oldest = self._readings[0][0] if self._readings else float("inf")
 
 
 class Utilisation:

@@ -138,6 +138,7 @@ class Scheduler:
         job = _Job(message, tensors, predicted_seconds, asyncio.get_running_loop().create_future())
         self._queue.append(job)
         self._dispatch()
+        asyncio.get_running_loop().call_soon(self.on_change)
         try:
             return await job.outcome
         finally:
@@ -194,7 +195,6 @@ class Scheduler:
                 self._start_job(seat, seat.worker, self._queue.popleft())
             elif seat.preparations:
                 self._start_preparation(seat, seat.worker, seat.preparations.popleft())
-        self.on_change()
 
     def _start_preparation(self, seat: _Seat, worker: WorkerProcess, preparation: Prepare) -> None:
         seat.busy = True
@@ -211,15 +211,17 @@ class Scheduler:
             self._release(seat)
 
     def _finish_job(self, seat: _Seat, worker: WorkerProcess, job: _Job, answer: Answer) -> None:
+        """Hands out an outcome; what can wait until it is on its way to the device does."""
         if isinstance(answer, Done):
             outputs = [view.copy() for view in worker.slot.views(answer.tensors)]
             waited = job.started_at - job.queued_at
             if not job.outcome.done():
                 job.outcome.set_result(Outcome(outputs, waited, answer.build_seconds, answer.seconds))
-            self.slow_down.record(job.predicted_seconds, answer.seconds)
         elif isinstance(answer, Failed):
             job.fail(answer.error)
         self._release(seat)
+        if isinstance(answer, Done):
+            asyncio.get_running_loop().call_soon(self.slow_down.record, job.predicted_seconds, answer.seconds)
 
     def _finish_preparation(self, seat: _Seat, preparation: Prepare, answer: Answer) -> None:
         if isinstance(answer, Failed):
@@ -231,8 +233,11 @@ class Scheduler:
 
     def _release(self, seat: _Seat) -> None:
         seat.busy, seat.job = False, None
-        self._dispatch()
         self._idle.set()
+        if self._queue or seat.preparations:
+            self._dispatch()
+        else:
+            asyncio.get_running_loop().call_soon(self.on_change)
 
     async def _keep(self, seat: _Seat) -> None:
         """Keeps a worker in a seat: starts it, and another when it dies."""
