@@ -70,22 +70,22 @@ class Plans:
         if not points:
             raise ValueError("expected at least one plan")
         self.points = tuple(sorted(points, key=lambda point: point.cut))
-        self._matrix = as_matrix(self.points)
+        # Numbers and not an array: for a handful of plans numpy takes longer to call than this takes to run.
+        self._rows = [(p.device_seconds, p.uplink_bytes, p.server_seconds, float(p.remote)) for p in self.points]
         self._position = {point.cut: position for position, point in enumerate(self.points)}
 
     def __contains__(self, cut: int) -> bool:
         return cut in self._position
 
-    def seconds(self, weights: Weights, batch: int = 1) -> Array:
-        """Predicted latency of every plan in seconds, shape (plans,)."""
-        vector = (
-            weights.device_slow_down * batch,
-            weights.seconds_per_byte * batch,
-            weights.server_slow_down * batch,
-            weights.fixed_seconds,
-        )
-        latencies: Array = self._matrix @ np.array(vector)
-        return latencies
+    def seconds(self, weights: Weights, batch: int = 1) -> list[float]:
+        """Predicted latency of every plan, in the order of `points`."""
+        device = weights.device_slow_down * batch
+        link = weights.seconds_per_byte * batch
+        server = weights.server_slow_down * batch
+        fixed = weights.fixed_seconds
+        return [
+            head * device + nbytes * link + tail * server + remote * fixed for head, nbytes, tail, remote in self._rows
+        ]
 
     def choose(
         self, weights: Weights, batch: int = 1, *, current: int | None = None, threshold: float = 0.0
@@ -99,11 +99,11 @@ class Plans:
             threshold: Least gain that is worth a switch, as a share of the current plan's latency.
         """
         seconds = self.seconds(weights, batch)
-        best = int(seconds.argmin())
+        best = min(range(len(seconds)), key=seconds.__getitem__)
         kept = self._position.get(current) if current is not None else None
         if kept is not None and seconds[best] > seconds[kept] * (1 - threshold):
             best = kept
-        return self.points[best], float(seconds[best])
+        return self.points[best], seconds[best]
 
 
 def points(graph: Graph, head_seconds: Array, tail_seconds: Array) -> tuple[Point, ...]:
@@ -126,7 +126,7 @@ def points(graph: Graph, head_seconds: Array, tail_seconds: Array) -> tuple[Poin
     )
 
 
-def as_matrix(plans: Sequence[Point]) -> Array:
+def _as_matrix(plans: Sequence[Point]) -> Array:
     """Points as rows, shape (plans, 4)."""
     return np.array([[p.device_seconds, p.uplink_bytes, p.server_seconds, p.remote] for p in plans], dtype=float)
 
@@ -140,7 +140,7 @@ def lower_hull(plans: Sequence[Point]) -> tuple[Point, ...]:
     """
     from scipy.optimize import linprog
 
-    matrix = as_matrix(plans)
+    matrix = _as_matrix(plans)
     scale = matrix.max(axis=0)
     matrix = matrix / np.where(scale > 0, scale, 1.0)
     candidates = _undominated(matrix)

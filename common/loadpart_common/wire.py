@@ -8,20 +8,24 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError, Message
 
 from loadpart.v1 import offload_pb2
-from loadpart_common.errors import InputError
+from loadpart_common.errors import InputError, RequestError
 from loadpart_common.tensors import DTYPES
+from loadpart_common.wireformat import WireError, field_prefix, fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from loadpart_common.tensors import Array
+
+M = TypeVar("M", bound=Message)
+Buffer: TypeAlias = bytes | memoryview
 
 SERVICE = "loadpart.v1.Offload"
 
@@ -40,11 +44,11 @@ class Codec(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def encode(self, array: Array) -> bytes:
-        """The elements of an array."""
+    def encode(self, array: Array) -> Buffer:
+        """The elements of an array; possibly its own memory."""
 
     @abstractmethod
-    def decode(self, data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    def decode(self, data: Buffer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         """The array again.
 
         Raises:
@@ -57,11 +61,11 @@ class RawCodec(Codec):
 
     name = "raw"
 
-    def encode(self, array: Array) -> bytes:
+    def encode(self, array: Array) -> Buffer:
         """See `Codec.encode`."""
-        return np.ascontiguousarray(array).tobytes()
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
-    def decode(self, data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    def decode(self, data: Buffer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         """See `Codec.decode`."""
         expected = math.prod(shape) * dtype.itemsize
         if len(data) != expected:
@@ -85,32 +89,72 @@ def codec_named(name: str) -> Codec:
     return codec
 
 
-def tensors_to_wire(arrays: Iterable[Array], codec: Codec) -> list[offload_pb2.Tensor]:
-    """Arrays as messages."""
-    return [
-        offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[array.dtype.name], shape=array.shape, data=codec.encode(array))
-        for array in arrays
-    ]
+def with_tensors(message: Message, arrays: Iterable[Array], codec: Codec) -> bytes:
+    """A message, written, with arrays as its field `tensors`.
+
+    The arrays' memory is copied once, into the result; building a message of them first would copy it twice more.
+    """
+    number = message.DESCRIPTOR.fields_by_name["tensors"].number
+    pieces: list[Buffer] = [message.SerializeToString()]
+    for array in arrays:
+        head = offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[array.dtype.name], shape=array.shape).SerializeToString()
+        data = codec.encode(array)
+        prefix = field_prefix(offload_pb2.Tensor.DATA_FIELD_NUMBER, len(data))
+        pieces += [field_prefix(number, len(head) + len(prefix) + len(data)), head, prefix, data]
+    return b"".join(pieces)
 
 
-def tensors_from_wire(tensors: Iterable[offload_pb2.Tensor], codec: Codec) -> list[Array]:
-    """Messages as arrays; read-only.
+def without_tensors(kind: type[M], data: bytes, *, default_codec: str = "raw") -> tuple[M, list[Array]]:
+    """Reads what `with_tensors` wrote: the message without its tensors, and these as arrays over the same bytes.
+
+    Args:
+        kind: Type of the message.
+        data: The bytes.
+        default_codec: Codec of the tensors when the message names none.
 
     Raises:
-        InputError: An element type is unknown, a size negative, or the bytes do not fit the shape.
+        RequestError: The bytes are not such a message.
+        InputError: The codec or an element type is unknown, a size negative, or the bytes do not fit the shape.
     """
-    arrays = []
-    for position, tensor in enumerate(tensors):
-        dtype = _DTYPE_BY_NUMBER.get(tensor.data_type)
-        if dtype is None:
-            raise InputError(f"tensor {position}: unknown data type {tensor.data_type}")
-        if any(size < 0 for size in tensor.shape):
-            raise InputError(f"tensor {position}: expected sizes of 0 or more, got shape {list(tensor.shape)}")
-        try:
-            arrays.append(codec.decode(tensor.data, dtype, tuple(tensor.shape)))
-        except InputError as error:
-            raise InputError(f"tensor {position}: {error}") from error
-    return arrays
+    number = kind.DESCRIPTOR.fields_by_name["tensors"].number
+    view = memoryview(data)
+    rest, tensors = [], []
+    try:
+        for field, start, value, end in fields(view, 0, len(view)):
+            if field == number:
+                tensors.append((value, end))
+            else:
+                rest.append(view[start:end])
+        message = kind.FromString(b"".join(rest))
+        parsed = [_parse_tensor(view, start, end) for start, end in tensors]
+    except (WireError, DecodeError) as error:
+        raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}: {error}") from error
+    codec = codec_named(getattr(message, "codec", default_codec))
+    return message, [_to_array(position, *tensor, codec) for position, tensor in enumerate(parsed)]
+
+
+def _parse_tensor(view: memoryview, start: int, end: int) -> tuple[offload_pb2.Tensor, memoryview]:
+    """A tensor's type and shape, and its bytes where they are."""
+    rest, data = [], view[:0]
+    for field, field_start, value, field_end in fields(view, start, end):
+        if field == offload_pb2.Tensor.DATA_FIELD_NUMBER:
+            data = view[value:field_end]
+        else:
+            rest.append(view[field_start:field_end])
+    return offload_pb2.Tensor.FromString(b"".join(rest)), data
+
+
+def _to_array(position: int, tensor: offload_pb2.Tensor, data: memoryview, codec: Codec) -> Array:
+    dtype = _DTYPE_BY_NUMBER.get(tensor.data_type)
+    if dtype is None:
+        raise InputError(f"tensor {position}: unknown data type {tensor.data_type}")
+    shape = tuple(tensor.shape)
+    if any(size < 0 for size in shape):
+        raise InputError(f"tensor {position}: expected sizes of 0 or more, got shape {list(shape)}")
+    try:
+        return codec.decode(data, dtype, shape)
+    except InputError as error:
+        raise InputError(f"tensor {position}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,24 +184,9 @@ METHODS = {
 """The methods of the service by name."""
 
 
-def serialise(message: Message) -> bytes:
-    """A message as bytes."""
-    return message.SerializeToString()
-
-
-def lenient_parser(kind: type[Message]) -> Callable[[bytes], Message | None]:
-    """A parser that gives None for bytes that are no such message, so that the service can answer with a clear error.
-
-    gRPC itself would report a failure inside the server.
-    """
-
-    def parse(data: bytes) -> Message | None:
-        try:
-            return kind.FromString(data)
-        except DecodeError:
-            return None
-
-    return parse
+def serialise(message: Message | bytes) -> bytes:
+    """A message as bytes; one that is written already stays as it is."""
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:

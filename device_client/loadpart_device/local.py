@@ -34,6 +34,7 @@ class LocalRuntime:
 
     Attributes:
         graph: The network.
+        slow_down: Measured over predicted seconds of the latest heads; 1 before there are any.
     """
 
     def __init__(self, stored: StoredModel, *, threads: int, memory_limit_bytes: int) -> None:
@@ -48,6 +49,7 @@ class LocalRuntime:
         self._measured: dict[int, float] = {}
         self._lock = threading.Lock()
         self._ratios: deque[float] = deque(maxlen=_RATIOS)
+        self.slow_down = 1.0
         self._head_seconds = head_seconds(self.graph, {})
         self._builds: list[Future[None]] = []
 
@@ -65,12 +67,6 @@ class LocalRuntime:
     def head_seconds(self) -> Array:
         """Idle seconds of each cut's head on this device, one item, shape (layers + 1,)."""
         return self._head_seconds
-
-    @property
-    def slow_down(self) -> float:
-        """Measured over predicted seconds of the latest heads; 1 before there are any."""
-        with self._lock:
-            return statistics.median(self._ratios) if self._ratios else 1.0
 
     def build(self, cuts: Iterable[int], on_built: Callable[[], None]) -> None:
         """Has the heads of cuts, and the tails that finish for them, built when the engine has nothing else to do.
@@ -99,6 +95,7 @@ class LocalRuntime:
         with self._lock:
             if cut in self._measured:
                 self._ratios.append(seconds / max(self._measured[cut] * batch, 1e-9))
+                self.slow_down = statistics.median(self._ratios)
         return outputs, seconds
 
     def finish(self, cut: int, values: Values, batch: int) -> Values:

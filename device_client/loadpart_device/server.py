@@ -18,7 +18,7 @@ from loadpart_common.errors import (
     UnavailableError,
     from_rpc_error,
 )
-from loadpart_common.wire import METHODS, channel_options, serialise, tensors_from_wire, tensors_to_wire
+from loadpart_common.wire import METHODS, channel_options, serialise, with_tensors, without_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,7 +79,7 @@ class Server:
                 ("grpc.max_reconnect_backoff_ms", _RECONNECT_MILLISECONDS),
             ],
         )
-        self._infer = self._stub("Infer")
+        self._infer: Any = self._channel.unary_unary(METHODS["Infer"].path)  # bytes both ways: see `with_tensors`
         self._probe = self._stub("Probe")
         self._list_models = self._stub("ListModels")
         self._get_model = self._stub("GetModel")
@@ -95,17 +95,17 @@ class Server:
             OffloadError: The server refused or failed, or could not be reached.
         """
         started = time.perf_counter()
-        request = offload_pb2.InferRequest(
-            model=model, digest=digest, cut=cut, codec=codec.name, tensors=tensors_to_wire(arrays, codec)
-        )
-        nbytes = sum(len(tensor.data) for tensor in request.tensors)
-        if nbytes > self.max_message_bytes:
-            raise MessageTooLargeError(f"expected tensors of at most {self.max_message_bytes} bytes, got {nbytes}")
+        head = offload_pb2.InferRequest(model=model, digest=digest, cut=cut, codec=codec.name)
+        request = with_tensors(head, arrays, codec)
+        if len(request) > self.max_message_bytes:
+            limit = self.max_message_bytes
+            raise MessageTooLargeError(f"expected a message of at most {limit} bytes, got {len(request)}")
         encoded = time.perf_counter()
         with _domain_errors():
             # A future's result is waited for by the thread that asks; a plain call goes through one thread more.
-            response = self._infer.future(request, timeout=timeout_seconds).result()
-            outputs = [array.copy() for array in tensors_from_wire(response.tensors, codec)]
+            data = self._infer.future(request, timeout=timeout_seconds).result()
+        response, tensors = without_tensors(offload_pb2.InferResponse, data, default_codec=codec.name)
+        outputs = [tensor.copy() for tensor in tensors]
         return TailReply(
             outputs,
             encode_seconds=encoded - started,

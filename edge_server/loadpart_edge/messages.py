@@ -102,9 +102,8 @@ class Slot:
             if offset + array.nbytes > self._size:
                 needed = sum(each.nbytes for each in arrays)
                 raise MessageTooLargeError(f"expected tensors of at most {self._size} bytes in all, got {needed}")
-            place = Placed(array.dtype.name, array.shape, offset)
-            np.copyto(self._view(place), array)
-            placed.append(place)
+            self._map[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            placed.append(Placed(array.dtype.name, array.shape, offset))
             offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         return tuple(placed)
 

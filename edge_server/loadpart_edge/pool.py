@@ -103,6 +103,6 @@ class WorkerProcess(asyncio.Protocol):
 
 def _cores(settings: Settings, index: int) -> list[int]:
     """The cores of a worker: its own, when there are enough for all, or else any."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0), reverse=True)  # from the last on: the first one has interrupts to serve
     threads = settings.worker_threads
     return cores[index * threads : (index + 1) * threads] if settings.workers * threads <= len(cores) else cores

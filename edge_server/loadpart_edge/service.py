@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.errors import (
@@ -22,11 +23,11 @@ from loadpart_common.errors import (
 from loadpart_common.wire import (
     METHODS,
     SERVICE,
+    M,
     codec_named,
-    lenient_parser,
     serialise,
-    tensors_from_wire,
-    tensors_to_wire,
+    with_tensors,
+    without_tensors,
 )
 from loadpart_edge.messages import Run
 
@@ -73,33 +74,27 @@ class OffloadService:
             "ListModels": self.list_models,
             "GetModel": self.get_model,
         }
-        handlers = {
+        handlers: dict[str, Any] = {
             name: (
-                grpc.unary_stream_rpc_method_handler(
-                    self._stream(method, functions[name]), lenient_parser(method.request), serialise
-                )
+                grpc.unary_stream_rpc_method_handler(self._stream(method, functions[name]), None, serialise)
                 if method.streams
-                else grpc.unary_unary_rpc_method_handler(
-                    self._unary(method, functions[name]), lenient_parser(method.request), serialise
-                )
+                else grpc.unary_unary_rpc_method_handler(self._unary(method, functions[name]), None, serialise)
             )
             for name, method in METHODS.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    async def infer(self, request: offload_pb2.InferRequest) -> offload_pb2.InferResponse:
+    async def infer(self, data: bytes) -> bytes:
         """Runs a tail."""
         received = time.perf_counter()
         if not self.ready or self._board.draining:
             raise UnavailableError("the server is shutting down" if self.ready else "the server is starting")
-        codec = codec_named(request.codec)
+        request, arrays = without_tensors(offload_pb2.InferRequest, data)
         model = self._models.get(request.model)
-        arrays = tensors_from_wire(request.tensors, codec)
         cut, batch = model.check(request.digest, request.cut, arrays)
         job = Run(model.name, str(model.stored.path), cut.index, batch, ())
         outcome = await self._scheduler.run(job, arrays, float(model.tail_seconds[cut.index]) * batch)
         response = offload_pb2.InferResponse(
-            tensors=tensors_to_wire(outcome.outputs, codec),
             queue_seconds=outcome.queue_seconds + outcome.build_seconds,
             tail_seconds=outcome.tail_seconds,
             status=self._board.current(),
@@ -109,23 +104,23 @@ class OffloadService:
         asyncio.get_running_loop().call_soon(
             self._metrics.inferred, model.name, cut.index, cut.nbytes(batch), outcome, response.server_seconds
         )
-        return response
+        return with_tensors(response, outcome.outputs, codec_named(request.codec))
 
-    async def watch_status(self, _: offload_pb2.WatchStatusRequest) -> AsyncIterator[offload_pb2.WatchStatusResponse]:
+    async def watch_status(self, _: bytes) -> AsyncIterator[offload_pb2.WatchStatusResponse]:
         """Streams the load."""
         async for status in self._board.watch():
             yield offload_pb2.WatchStatusResponse(status=status)
 
-    async def probe(self, request: offload_pb2.ProbeRequest) -> offload_pb2.ProbeResponse:
+    async def probe(self, data: bytes) -> offload_pb2.ProbeResponse:
         """Echoes at once."""
         received = time.perf_counter()
-        size = request.response_bytes
+        size = _parse(offload_pb2.ProbeRequest, data).response_bytes
         if size > _MAX_PROBE_RESPONSE_BYTES:
             raise MessageTooLargeError(f"response_bytes: expected at most {_MAX_PROBE_RESPONSE_BYTES}, got {size}")
         payload = (self._noise * (size // _CHUNK_BYTES + 1))[:size]
         return offload_pb2.ProbeResponse(payload=payload, server_seconds=time.perf_counter() - received)
 
-    async def list_models(self, _: offload_pb2.ListModelsRequest) -> offload_pb2.ListModelsResponse:
+    async def list_models(self, _: bytes) -> offload_pb2.ListModelsResponse:
         """Lists the models and what their tails cost."""
         models = [
             offload_pb2.ModelInfo(
@@ -139,20 +134,20 @@ class OffloadService:
         ]
         return offload_pb2.ListModelsResponse(models=models, max_message_bytes=self._settings.max_message_bytes)
 
-    async def get_model(self, request: offload_pb2.GetModelRequest) -> AsyncIterator[offload_pb2.GetModelResponse]:
+    async def get_model(self, data: bytes) -> AsyncIterator[offload_pb2.GetModelResponse]:
         """Streams a model."""
-        stored = self._models.get(request.model).stored
+        stored = self._models.get(_parse(offload_pb2.GetModelRequest, data).model).stored
         yield offload_pb2.GetModelResponse(manifest=stored.manifest.to_bytes())
         with stored.path.open("rb") as file:
             while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
                 yield offload_pb2.GetModelResponse(chunk=chunk)
 
     def _unary(
-        self, method: Method, function: Callable[..., Awaitable[Message]]
-    ) -> Callable[[Message | None, Context], Awaitable[Message]]:
-        async def call(request: Message | None, context: Context) -> Message:
+        self, method: Method, function: Callable[..., Awaitable[Message | bytes]]
+    ) -> Callable[[bytes, Context], Awaitable[Message | bytes]]:
+        async def call(request: bytes, context: Context) -> Message | bytes:
             try:
-                response = await function(_parsed(method, request))
+                response = await function(request)
             except Exception as error:
                 await self._fail(method, error, context)
                 raise  # not reached: failing raises
@@ -163,10 +158,10 @@ class OffloadService:
 
     def _stream(
         self, method: Method, function: Callable[..., AsyncIterator[Message]]
-    ) -> Callable[[Message | None, Context], AsyncIterator[Message]]:
-        async def call(request: Message | None, context: Context) -> AsyncIterator[Message]:
+    ) -> Callable[[bytes, Context], AsyncIterator[Message]]:
+        async def call(request: bytes, context: Context) -> AsyncIterator[Message]:
             try:
-                async for response in function(_parsed(method, request)):
+                async for response in function(request):
                     yield response
             except Exception as error:
                 await self._fail(method, error, context)
@@ -186,7 +181,9 @@ class OffloadService:
         self._metrics.requests.labels(method.name, code.name).inc()
 
 
-def _parsed(method: Method, request: Message | None) -> Message:
-    if request is None:
-        raise RequestError(f"the bytes are not a message {method.request.DESCRIPTOR.full_name}")
-    return request
+def _parse(kind: type[M], data: bytes) -> M:
+    """A request. gRPC's own parsing would report bytes that are none as a failure inside the server."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}") from error

@@ -18,6 +18,8 @@ _LARGE_SECONDS = 0.005
 _LARGE_SHARE = 0.25
 """A change of the backlog is large when it passes both: so much time, and such a share of what was last published."""
 
+_LEAST_GAP_SECONDS = 0.05
+
 
 class StatusBoard:
     """Builds a status once for all who watch, at a set period and at once on a large change."""
@@ -70,8 +72,7 @@ class StatusBoard:
 
     def queue_changed(self) -> None:
         """Publishes at once when the change is large."""
-        before, now = self._latest.backlog_seconds, self._scheduler.backlog_seconds
-        if abs(now - before) > max(_LARGE_SECONDS, _LARGE_SHARE * before):
+        if not self._changed.is_set() and self._is_large_change():
             self._changed.set()
 
     async def watch(self) -> AsyncIterator[offload_pb2.ServerStatus]:
@@ -86,11 +87,25 @@ class StatusBoard:
                 raise
 
     async def _publish(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self.cpu, self.gpu = self._utilisation.cpu(), self._utilisation.gpu()
-            self._latest = self.current()
-            published, self._published = self._published, asyncio.get_running_loop().create_future()
-            published.set_result(self._latest)
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._period_seconds)
+            self._send()
+            next_period = loop.time() + self._period_seconds
+            while (left := next_period - loop.time()) > 0:
+                await asyncio.sleep(min(_LEAST_GAP_SECONDS, left))  # changes that come and go within it are not told
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), max(next_period - loop.time(), 0))
+                    self._changed.clear()
+                    if self._is_large_change():
+                        self._send()
+
+    def _send(self) -> None:
+        """Gives the status now to all who watch."""
+        self._latest = self.current()
+        published, self._published = self._published, asyncio.get_running_loop().create_future()
+        published.set_result(self._latest)
+
+    def _is_large_change(self) -> bool:
+        before, now = self._latest.backlog_seconds, self._scheduler.backlog_seconds
+        return abs(now - before) > max(_LARGE_SECONDS, _LARGE_SHARE * before) or self._draining != self._latest.draining

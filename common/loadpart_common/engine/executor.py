@@ -1,4 +1,4 @@
-"""The one thread of a process that owns its engine, so that the rest may be as threaded as it likes."""
+"""The process's engine, shared by all who use it, one at a time."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ T = TypeVar("T")
 
 
 class EngineExecutor:
-    """Runs functions on the thread that owns the engine; each gets the engine as its first argument.
+    """Runs functions with the engine as their first argument, one at a time.
 
-    MindSpore bears one thread a process, so all users in a process share one executor: `acquire` gives it, starting
-    it for the first, and `release` ends it after the last.
+    MindSpore dead-locks when two threads use it at once, but does not mind which thread it is. What is waited for
+    therefore runs on the thread that asks, which saves two switches of threads, and only what is not runs on a thread
+    of the executor's own. All users in a process share one executor: `acquire` gives it, making it for the first, and
+    `release` ends it after the last.
     """
 
-    _lock: ClassVar = threading.Lock()
+    _sharing: ClassVar = threading.Lock()
     _shared: ClassVar[EngineExecutor | None] = None
     _users: ClassVar[int] = 0
 
     def __init__(self, threads: int, memory_limit_bytes: int) -> None:
-        """Starts the thread, and MindSpore in it (a second or two, in the background)."""
+        """Starts MindSpore in the background, which takes a second or two."""
         self.threads = threads
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loadpart-engine")
-        self._engine = self._pool.submit(Engine, threads=threads, memory_limit_bytes=memory_limit_bytes)
+        self._engine: Engine | None = None
+        self._memory_limit_bytes = memory_limit_bytes
+        self._using = threading.Lock()
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loadpart-engine")
 
     @classmethod
     def acquire(cls, *, threads: int, memory_limit_bytes: int) -> EngineExecutor:
@@ -40,7 +44,7 @@ class EngineExecutor:
         Raises:
             SettingsError: It runs with another number of threads.
         """
-        with cls._lock:
+        with cls._sharing:
             if cls._shared is None:
                 cls._shared = cls(threads, memory_limit_bytes)
             elif cls._shared.threads != threads:
@@ -53,22 +57,26 @@ class EngineExecutor:
     @classmethod
     def release(cls) -> None:
         """Gives the executor back; after the last user, the engine is dropped and the thread ends."""
-        with cls._lock:
+        with cls._sharing:
             cls._users -= 1
             if cls._users == 0 and cls._shared is not None:
                 shared, cls._shared = cls._shared, None
                 shared._close()
 
-    def submit(self, function: Callable[Concatenate[Engine, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Has the thread run `function(engine, ...)` after what was submitted before."""
-        return self._pool.submit(lambda: function(self._engine.result(), *args, **kwargs))
-
     def run(self, function: Callable[Concatenate[Engine, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Like `submit`, and waits for the result."""
-        return self.submit(function, *args, **kwargs).result()
+        """Runs `function(engine, ...)` here, when nobody else uses the engine."""
+        with self._using:
+            if self._engine is None:
+                self._engine = Engine(threads=self.threads, memory_limit_bytes=self._memory_limit_bytes)
+            return function(self._engine, *args, **kwargs)
+
+    def submit(self, function: Callable[Concatenate[Engine, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Like `run`, in the background, after what was submitted before."""
+        return self._background.submit(self.run, function, *args, **kwargs)
 
     def _close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        # The thread has ended, so this one may touch the engine; at interpreter exit no other could be started.
-        if not self._engine.cancelled() and self._engine.exception() is None:
-            self._engine.result().close()
+        self._background.shutdown(wait=True, cancel_futures=True)
+        with self._using:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None

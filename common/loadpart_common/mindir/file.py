@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError
 from loadpart.mindir.v1 import mindir_pb2
 from loadpart_common.errors import ModelError, ModelNotFoundError
 from loadpart_common.mindir.dtypes import DTYPE_BY_NUMBER
+from loadpart_common.wireformat import WireError, fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from loadpart_common.tensors import Array
@@ -64,7 +64,7 @@ class ModelFile:
         self.weights: dict[str, Weight] = {}
         try:
             self._parse()
-        except (DecodeError, _WireError) as error:
+        except (DecodeError, WireError) as error:
             self.close()
             raise ModelError(f"{path} is not a MindIR file, or it is damaged: {error}") from error
         if not self.structure.graph.node:
@@ -104,14 +104,14 @@ class ModelFile:
     def _parse(self) -> None:
         """Parses everything but the elements of the weights: these are most of the file and would be copied twice."""
         with memoryview(self._map) as view:
-            for number, start, value, end in _fields(view, 0, len(view)):
+            for number, start, value, end in fields(view, 0, len(view)):
                 if number == _MODEL_GRAPH:
                     self._parse_graph(view, value, end)
                 else:
                     self.structure.MergeFromString(bytes(view[start:end]))
 
     def _parse_graph(self, view: memoryview, start: int, end: int) -> None:
-        for number, field_start, value, field_end in _fields(view, start, end):
+        for number, field_start, value, field_end in fields(view, start, end):
             if number == _GRAPH_PARAMETER:
                 self._parse_parameter(view, value, field_end)
             else:
@@ -120,7 +120,7 @@ class ModelFile:
     def _parse_parameter(self, view: memoryview, start: int, end: int) -> None:
         tensor = self.structure.graph.parameter.add()
         where = (start, start)
-        for number, field_start, value, field_end in _fields(view, start, end):
+        for number, field_start, value, field_end in fields(view, start, end):
             if number == _TENSOR_RAW_DATA:
                 where = (value, field_end)
             else:
@@ -140,43 +140,3 @@ class ModelFile:
                 f"bytes, but it has {where[1] - where[0]}"
             )
         self.weights[tensor.name] = Weight(dtype, shape, where[0], nbytes)
-
-
-class _WireError(Exception):
-    """The bytes are not a protobuf message."""
-
-
-def _fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Walks over a message's fields: number, where the field starts, where its value starts, where it ends."""
-    while position < end:
-        start = position
-        key, position = _varint(view, position, end)
-        value = position
-        match key & 7:
-            case 0:  # a varint
-                _, position = _varint(view, position, end)
-            case 1:  # eight bytes
-                position += 8
-            case 2:  # a length, and so many bytes
-                length, value = _varint(view, position, end)
-                position = value + length
-            case 5:  # four bytes
-                position += 4
-            case kind:
-                raise _WireError(f"wire type {kind} at byte {start}")
-        if position > end:
-            raise _WireError(f"the field at byte {start} goes past the end, at {end}")
-        yield key >> 3, start, value, position
-
-
-def _varint(view: memoryview, position: int, end: int) -> tuple[int, int]:
-    result = 0
-    for shift in range(0, 64, 7):
-        if position >= end:
-            raise _WireError(f"it ends within a number, at byte {position}")
-        byte = view[position]
-        position += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result, position
-    raise _WireError(f"a number of more than ten bytes ends at byte {position}")

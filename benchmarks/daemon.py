@@ -1,0 +1,87 @@
+"""A daemon for a benchmark or a test: started on a free port, ended with the block."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BIN = Path(sys.executable).parent
+_END_SECONDS = 60
+
+
+@dataclass
+class Daemon:
+    """A running daemon.
+
+    Attributes:
+        process: Its main process.
+        target: Where it listens, `HOST:PORT`.
+        metrics: Where its metrics are, a URL; empty when there are none.
+        ready_seconds: From starting it to its line on stdout.
+    """
+
+    process: subprocess.Popen[str]
+    target: str
+    metrics: str
+    ready_seconds: float
+
+    def stop(self) -> int:
+        """Sends SIGTERM and waits; gives the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(_END_SECONDS)
+
+
+@contextlib.contextmanager
+def daemon(*arguments: str, cores: set[int] | None = None, stderr: int | None = None) -> Iterator[Daemon]:
+    """Starts `loadpart-edge serve` with arguments, on some cores, and ends it with the block."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [BIN / "loadpart-edge", "serve", "--listen", "127.0.0.1:0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+    if cores is not None:  # its threads and workers come later and inherit it
+        os.sched_setaffinity(process.pid, cores)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if "ready" not in line:
+            raise RuntimeError(f"the daemon did not start; exit code {process.wait()}")
+        fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
+        running = Daemon(process, fields["listening"], fields.get("metrics", ""), time.monotonic() - started)
+        yield running
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(_END_SECONDS)
+        process.stdout.close()
+
+
+def export_missing() -> None:
+    """Exports the networks that the store (of LOADPART_EDGE_STORE) lacks."""
+    subprocess.run([BIN / "loadpart-edge", "export", "--missing"], check=True)
+
+
+def conditions() -> str:
+    """The machine and the versions, in a line."""
+    import importlib.metadata
+    import platform
+
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mindspore", "grpcio", "numpy"))
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}"

@@ -1,0 +1,95 @@
+"""What splitting costs beyond computing.
+
+For each network, at cut 0 and at a cut in the middle: end-to-end time less the head's and the tail's own, as medians
+of runs that take turns with probes of the same size. The device runs on one core, the server on the other. What the
+bytes need is what a probe of that size takes longer than an empty one, in the same run and under the same conditions.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+from examples.demo import middle_cut
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.daemon import conditions, daemon, export_missing
+from loadpart_common.zoo import NETWORKS
+from loadpart_device import OffloadClient
+from loadpart_device.server import Server
+
+ROUNDS = 40
+LIMIT_MILLISECONDS = 1.5
+DECISION_LIMIT_MICROSECONDS = 50.0
+
+console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def main() -> None:
+    export_missing()
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[0]})
+    table = Table(
+        "network", "cut", "kB", "end to end", "head", "tail", "beyond computing", "bytes", "overhead", "limit",
+        title=f"milliseconds, medians of {ROUNDS}; device on core {cores[0]}, server on core {cores[-1]}",
+        header_style="bold",
+    )  # fmt: skip
+    decisions: list[float] = []
+    worst = 0.0
+    with daemon("--threads", "1", cores={cores[-1]}) as server, tempfile.TemporaryDirectory() as cache:
+        prober = Server(server.target, 256 << 20)
+        for name in track(NETWORKS, description="measuring", console=console, transient=True):
+            with OffloadClient(server.target, name, threads=1, cache=cache) as aware:
+                aware.wait_ready()
+                spec = aware.graph.inputs[0]
+                image = np.random.default_rng(0).integers(0, 256, spec.concrete(1), np.uint8)
+                for cut in (0, middle_cut(aware.graph)):
+                    nbytes = aware.graph.cut(cut).nbytes()
+                    with OffloadClient(server.target, name, threads=1, cache=cache, policy=cut) as client:
+                        client.wait_ready()
+                        row = measure(client, prober, image, nbytes)
+                    decisions += [aware.infer(image).timings.decide for _ in range(ROUNDS // 4)]
+                    beyond = row["total"] - row["head"] - row["tail"]
+                    bytes_need = max(0.0, row["probe"] - row["empty"])
+                    worst = max(worst, beyond - bytes_need)
+                    cells = (row["total"], row["head"], row["tail"], beyond, bytes_need, beyond - bytes_need)
+                    table.add_row(
+                        name, str(cut), f"{nbytes / 1e3:.0f}", *(f"{value:.2f}" for value in cells),
+                        "yes" if beyond - bytes_need <= LIMIT_MILLISECONDS else "NO",
+                    )  # fmt: skip
+        prober.close()
+    console.print(conditions())
+    console.print(table)
+    decision = statistics.median(decisions) * 1e6
+    console.print(f"largest overhead {worst:.2f} ms, at most {LIMIT_MILLISECONDS} wanted")
+    console.print(f"decision {decision:.0f} microseconds, at most {DECISION_LIMIT_MICROSECONDS:.0f} wanted")
+    if worst > LIMIT_MILLISECONDS or decision > DECISION_LIMIT_MICROSECONDS:
+        sys.exit(1)
+
+
+def measure(client: OffloadClient, prober: Server, image: np.ndarray, nbytes: int) -> dict[str, float]:
+    """Medians in milliseconds: an inference and its parts, and probes with as many bytes and with none."""
+    payload = os.urandom(nbytes)
+    readings: dict[str, list[float]] = {key: [] for key in ("total", "head", "tail", "probe", "empty")}
+    client.infer(image)
+    for _ in range(ROUNDS):
+        timings = client.infer(image).timings
+        readings["total"].append(timings.total)
+        readings["head"].append(timings.head if timings.encode else 0.0)
+        readings["tail"].append(timings.tail)
+        for key, body in (("probe", payload), ("empty", b"")):
+            client.infer(image)  # leaves the caches as an inference finds them
+            started = time.perf_counter()
+            prober.probe(body, 10.0)
+            readings[key].append(time.perf_counter() - started)
+    return {key: statistics.median(values) * 1e3 for key, values in readings.items()}
+
+
+if __name__ == "__main__":
+    main()

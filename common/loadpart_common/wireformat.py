@@ -1,0 +1,81 @@
+"""Protobuf's wire format, where parsing a whole message would copy what is large in it.
+
+A message is a sequence of fields, each a key (number and kind of value) and a value; see
+https://protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LENGTH_DELIMITED = 2
+
+
+class WireError(Exception):
+    """The bytes are not a protobuf message."""
+
+
+def fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Walks over the fields of a message.
+
+    Args:
+        view: The bytes.
+        position: Where the message starts.
+        end: Where it ends.
+
+    Yields:
+        Number of the field, where it starts, where its value starts, where it ends.
+
+    Raises:
+        WireError: The bytes are not a message.
+    """
+    while position < end:
+        start = position
+        key, position = _varint(view, position, end)
+        value = position
+        match key & 7:
+            case 0:  # a varint
+                _, position = _varint(view, position, end)
+            case 1:  # eight bytes
+                position += 8
+            case 2:  # a length, and so many bytes
+                length, value = _varint(view, position, end)
+                position = value + length
+            case 5:  # four bytes
+                position += 4
+            case kind:
+                raise WireError(f"wire type {kind} at byte {start}")
+        if position > end:
+            raise WireError(f"the field at byte {start} goes past the end, at {end}")
+        yield key >> 3, start, value, position
+
+
+def field_prefix(number: int, length: int) -> bytes:
+    """Key and length of a field whose value is so many bytes."""
+    return encode_varint(number << 3 | _LENGTH_DELIMITED) + encode_varint(length)
+
+
+def encode_varint(value: int) -> bytes:
+    """A number of 0 or more, seven bits a byte, the least significant first."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _varint(view: memoryview, position: int, end: int) -> tuple[int, int]:
+    result = 0
+    for shift in range(0, 64, 7):
+        if position >= end:
+            raise WireError(f"it ends within a number, at byte {position}")
+        byte = view[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+    raise WireError(f"a number of more than ten bytes ends at byte {position}")

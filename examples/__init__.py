@@ -1,0 +1,1 @@
+"""Examples: runnable programs that show how LoADPart is used."""
