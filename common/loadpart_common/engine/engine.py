@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadpart_common.engine import protobuf_compat
+from loadpart_common.engine.denormals import flushed
 from loadpart_common.errors import ModelError, SettingsError
 from loadpart_common.mindir import ModelFile, Program, write_segment
 
@@ -83,7 +84,8 @@ class CompiledSegment:
         Returns:
             Its outputs, in its order.
         """
-        result = self._cell(*[self._engine.tensor(array) for array in arrays])
+        with flushed():
+            result = self._cell(*[self._engine.tensor(array) for array in arrays])
         outputs = result if isinstance(result, tuple) else (result,)
         return [output.asnumpy() for output in outputs]
 

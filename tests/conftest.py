@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from benchmarks.daemon import Daemon, daemon
+
+from tests.support import store_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every network of `tests.networks`; a process of its own writes it, which then takes its memory."""
+    folder = tmp_path_factory.mktemp("exported")
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.networks", folder], check=True, cwd=ROOT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with the networks that can be served."""
+    return store_of(exported, tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def server(store: Path) -> Iterator[Daemon]:
+    """A daemon that serves the store, with metrics."""
+    with daemon("--store", str(store), "--threads", "1", "--metrics-listen", "127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for fetched models."""
+    return tmp_path_factory.mktemp("cache")

@@ -1,0 +1,87 @@
+"""What several tests need."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+
+from loadpart.v1 import offload_pb2
+from loadpart_common.errors import from_rpc_error
+from loadpart_common.wire import CODECS, METHODS, channel_options, with_tensors, without_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from loadpart_common.graph import Graph
+    from loadpart_common.tensors import Array
+
+RAW = CODECS["raw"]
+
+
+def store_of(exported: Path, target: Path, *names: str) -> Path:
+    """Copies exported networks into a model store; all that can be served, unless names are given."""
+    from tests.networks import SERVABLE
+
+    for name in names or SERVABLE:
+        shutil.copytree(exported / name, target / name)
+    return target
+
+
+def inputs_for(graph: Graph, batch: int = 1, seed: int = 0) -> list[Array]:
+    """Random inputs of a network."""
+    rng = np.random.default_rng(seed)
+    return [(rng.standard_normal(spec.concrete(batch)) * 50 + 100).astype(spec.dtype) for spec in graph.inputs]
+
+
+def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    """Waits until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"{what} did not happen within {seconds:g} s")
+        time.sleep(0.01)
+
+
+class RawClient:
+    """Speaks the protocol without the SDK, as a stranger would."""
+
+    def __init__(self, target: str) -> None:
+        self.channel = grpc.insecure_channel(target, options=channel_options(64 << 20))
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
+
+    def call(self, method: str, data: bytes, timeout: float = 30.0) -> bytes:
+        """Sends bytes to a unary method."""
+        return self.channel.unary_unary(METHODS[method].path)(data, timeout=timeout)
+
+    def infer(self, arrays: list[Array], **fields: object) -> list[Array]:
+        """Has a tail run; raises what the SDK would."""
+        message = offload_pb2.InferRequest(**({"codec": "raw"} | fields))  # type: ignore[arg-type]
+        return self.infer_bytes(with_tensors(message, arrays, RAW))
+
+    def infer_bytes(self, data: bytes) -> list[Array]:
+        try:
+            return without_tensors(offload_pb2.InferResponse, self.call("Infer", data))[1]
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def models(self) -> dict[str, offload_pb2.ModelInfo]:
+        response = offload_pb2.ListModelsResponse.FromString(self.call("ListModels", b""))
+        return {model.name: model for model in response.models}
+
+    def status_of(self, method: str, data: bytes) -> grpc.StatusCode:
+        """The gRPC status of a call that fails."""
+        try:
+            self.call(method, data)
+        except grpc.RpcError as error:
+            return error.code()  # type: ignore[attr-defined, no-any-return]
+        return grpc.StatusCode.OK

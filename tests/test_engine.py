@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from loadpart_common.engine import Engine, EngineExecutor
+from loadpart_common.engine.denormals import flushed
+from loadpart_common.errors import SettingsError
+from loadpart_common.graph import Value
+from loadpart_common.zoo import NETWORKS
+from loadpart_common.zoo.export import build
+from tests.networks import SERVABLE
+from tests.support import inputs_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from loadpart_common.engine import LoadedModel
+    from loadpart_common.tensors import Array
+
+THREADS = 1
+MEMORY = 256 << 20
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[EngineExecutor]:
+    yield EngineExecutor.acquire(threads=THREADS, memory_limit_bytes=MEMORY)
+    EngineExecutor.release()
+
+
+def whole(engine: Engine, model: LoadedModel, inputs: list[Array]) -> list[Array]:
+    """The outputs of a network, run as one segment."""
+    segment = model.graph.head(model.graph.whole)
+    batch = model.graph.smallest_batch if not model.graph.takes_batches else len(inputs[0])
+    outputs = engine.segment(model, segment, batch).run([inputs[value.element] for value in segment.inputs])
+    return [dict(zip(segment.outputs, outputs, strict=True))[value] for value in model.graph.outputs]
+
+
+def split(engine: Engine, model: LoadedModel, inputs: list[Array], cut: int) -> list[Array]:
+    """The outputs of a network, run as a head and a tail."""
+    batch = model.graph.smallest_batch if not model.graph.takes_batches else len(inputs[0])
+    values = {Value(-1, index): array for index, array in enumerate(inputs)}
+    for segment in (model.graph.head(cut), model.graph.tail(cut)):
+        if segment.outputs:
+            outputs = engine.segment(model, segment, batch).run([values[value] for value in segment.inputs])
+            values.update(zip(segment.outputs, outputs, strict=True))
+    return [values[value] for value in model.graph.outputs]
+
+
+@pytest.mark.parametrize("name", SERVABLE)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_head_then_tail_is_the_whole_to_the_last_bit(
+    executor: EngineExecutor, exported: Path, name: str, batch: int
+) -> None:
+    def check(engine: Engine) -> None:
+        model = engine.load(exported / name / f"{name}.mindir")
+        if batch > 1 and not model.graph.takes_batches:
+            engine.unload(model)
+            return
+        inputs = inputs_for(model.graph, batch)
+        expected = whole(engine, model, inputs)
+        for cut in model.graph.cuts:
+            for got, want in zip(split(engine, model, inputs, cut.index), expected, strict=True):
+                np.testing.assert_array_equal(got, want)
+        engine.unload(model)
+
+    executor.run(check)
+
+
+def test_the_whole_is_what_mindspore_computes_from_the_file(executor: EngineExecutor, exported: Path) -> None:
+    def check(engine: Engine) -> None:
+        import mindspore
+
+        for name in ("tiny", "two", "in-place"):
+            path = exported / name / f"{name}.mindir"
+            model = engine.load(path)
+            inputs = inputs_for(model.graph)
+            with flushed():
+                result = mindspore.nn.GraphCell(mindspore.load(str(path)))(*map(mindspore.Tensor, inputs))
+            expected = [each.asnumpy() for each in (result if isinstance(result, tuple) else (result,))]
+            for got, want in zip(whole(engine, model, inputs), expected, strict=True):
+                np.testing.assert_array_equal(got, want)
+            engine.unload(model)
+
+    executor.run(check)
+
+
+def test_denormals_are_flushed_whichever_thread_runs_a_kernel(executor: EngineExecutor, exported: Path) -> None:
+    def check(engine: Engine) -> None:
+        model = engine.load(exported / "sliced" / "sliced.mindir")
+        inputs = [np.full((1, 4, 4, 4), 1e-39, np.float32)]
+        results = {whole(engine, model, inputs)[0].max() for _ in range(100)}
+        assert results == {0.0}
+        engine.unload(model)
+        assert np.float32(1e-38) * np.float32(0.1) != 0, "the caller's own arithmetic is left alone"
+
+    executor.run(check)
+
+
+def test_segments_share_weights_and_the_oldest_are_dropped(executor: EngineExecutor, exported: Path) -> None:
+    def check(engine: Engine) -> None:
+        model = engine.load(exported / "tiny" / "tiny.mindir")
+        graph = model.graph
+        for cut in graph.cuts[:-1]:
+            engine.segment(model, graph.tail(cut.index), 1)
+        assert model.weight_bytes == sum(layer.weight_bytes for layer in graph.layers)
+        assert engine.is_compiled(model, graph.tail(0), 1)
+        for batch in range(2, 300):
+            engine.segment(model, graph.tail(0), batch)
+            if not engine.is_compiled(model, graph.tail(1), 1):
+                break
+        assert not engine.is_compiled(model, graph.tail(1), 1)
+        assert engine.is_compiled(model, graph.tail(0), batch)
+        engine.unload(model)
+
+    executor.run(check)
+
+
+def test_many_threads_may_use_the_engine(executor: EngineExecutor, exported: Path) -> None:
+    model = executor.run(lambda engine: engine.load(exported / "tiny" / "tiny.mindir"))
+    inputs = inputs_for(model.graph)
+    expected = executor.run(whole, model, inputs)
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for cut in model.graph.cuts[number::4]:
+            if not np.array_equal(executor.run(split, model, inputs, cut.index)[0], expected[0]):
+                wrong.append(cut.index)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    executor.run(lambda engine: engine.unload(model))
+
+
+def test_one_process_has_one_number_of_threads(executor: EngineExecutor) -> None:
+    with pytest.raises(SettingsError, match=f"threads: expected {executor.threads}.*got 7"):
+        EngineExecutor.acquire(threads=7, memory_limit_bytes=MEMORY)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_have_the_parameters_of_the_literature(executor: EngineExecutor, name: str) -> None:
+    def count(_: Engine) -> int:
+        return sum(
+            int(np.prod(parameter.shape))
+            for parameter in build(name).get_parameters()
+            if not parameter.name.endswith(("moving_mean", "moving_variance"))
+        )
+
+    assert executor.run(count) == NETWORKS[name].parameters

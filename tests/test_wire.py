@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from loadpart.v1 import offload_pb2
+from loadpart_common.errors import InputError, RequestError
+from loadpart_common.tensors import DTYPES, TensorSpec, check_arrays
+from loadpart_common.wire import CODECS, with_tensors, without_tensors
+from loadpart_common.wireformat import encode_varint, field_prefix
+
+RAW = CODECS["raw"]
+arrays = hnp.arrays(
+    st.sampled_from([np.dtype(name) for name in DTYPES]),
+    hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+)
+
+
+@given(st.lists(arrays, max_size=4), st.text(max_size=20), st.integers(0, 1000))
+def test_round_trip_is_exact(tensors: list[np.ndarray], model: str, cut: int) -> None:
+    head = offload_pb2.InferRequest(model=model, cut=cut, codec="raw")
+    message, back = without_tensors(offload_pb2.InferRequest, with_tensors(head, tensors, RAW))
+    assert message == head
+    assert [array.dtype for array in back] == [array.dtype for array in tensors]
+    assert [array.shape for array in back] == [array.shape for array in tensors]
+    assert [array.tobytes() for array in back] == [array.tobytes() for array in tensors]
+
+
+@given(st.lists(arrays, min_size=1, max_size=3))
+def test_it_is_plain_protobuf(tensors: list[np.ndarray]) -> None:
+    data = with_tensors(offload_pb2.InferRequest(model="m", codec="raw"), tensors, RAW)
+    message = offload_pb2.InferRequest.FromString(data)
+    assert [bytes(tensor.data) for tensor in message.tensors] == [array.tobytes() for array in tensors]
+    _, back = without_tensors(offload_pb2.InferRequest, message.SerializeToString())
+    assert [array.tobytes() for array in back] == [array.tobytes() for array in tensors]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_request_or_a_request_error(data: bytes) -> None:
+    try:
+        without_tensors(offload_pb2.InferRequest, data)
+    except RequestError:
+        return
+
+
+def test_transposed_arrays_are_sent_as_they_look() -> None:
+    array = np.arange(6, dtype=np.int32).reshape(2, 3).T
+    _, (back,) = without_tensors(
+        offload_pb2.InferRequest, with_tensors(offload_pb2.InferRequest(codec="raw"), [array], RAW)
+    )
+    np.testing.assert_array_equal(back, array)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (offload_pb2.Tensor(data_type=1, shape=[2], data=b"1234567"), "expected 8 bytes for float32.*got 7"),
+        (offload_pb2.Tensor(data_type=1, shape=[-2], data=b""), "expected sizes of 0 or more"),
+        (offload_pb2.Tensor(shape=[2], data=b"12"), "unknown data type 0"),
+        (offload_pb2.Tensor(data_type=99, shape=[2], data=b"12"), "unknown data type 99"),  # type: ignore[arg-type]
+        (offload_pb2.Tensor(data_type=2, shape=[2**40, 2**40], data=b"12"), "expected .* bytes"),
+    ],
+)
+def test_a_wrong_tensor_says_what_was_expected(tensor: offload_pb2.Tensor, message: str) -> None:
+    data = offload_pb2.InferRequest(tensors=[tensor], codec="raw").SerializeToString()
+    with pytest.raises(InputError, match=f"tensor 0: {message}"):
+        without_tensors(offload_pb2.InferRequest, data)
+
+
+def test_an_unknown_codec_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match="unknown codec 'zip': expected one of raw"):
+        without_tensors(offload_pb2.InferRequest, offload_pb2.InferRequest(codec="zip").SerializeToString())
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_varints_are_as_protobuf_writes_them(value: int) -> None:
+    assert offload_pb2.ModelInfo(file_bytes=value).SerializeToString() == (
+        encode_varint(3 << 3) + encode_varint(value) if value else b""
+    )
+
+
+def test_field_prefix_is_as_protobuf_writes_it() -> None:
+    assert offload_pb2.ModelInfo(digest="x" * 300).SerializeToString() == field_prefix(2, 300) + b"x" * 300
+
+
+def test_shapes_are_checked_by_name() -> None:
+    spec = TensorSpec("image", "uint8", (-1, 4, 4, 3))
+    assert check_arrays([np.zeros((5, 4, 4, 3), np.uint8)], (spec,)) == 5
+    for array, message in (
+        (np.zeros((5, 4, 4, 3), np.float32), "'image': expected dtype uint8, got float32"),
+        (np.zeros((4, 4, 3), np.uint8), r"'image': expected uint8\[N, 4, 4, 3\], got shape \[4, 4, 3\]"),
+        (np.zeros((1, 4, 4, 4), np.uint8), r"'image': expected uint8\[N, 4, 4, 3\], got shape \[1, 4, 4, 4\]"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "'image': expected a batch of 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_arrays([array], (spec,))
+    with pytest.raises(InputError, match=r"expected 1 tensor\(s\).*got 0"):
+        check_arrays([], (spec,))
+    with pytest.raises(InputError, match="expected a batch of 2"):
+        check_arrays([np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3), np.uint8)], (spec, spec))
