@@ -110,7 +110,7 @@ def test_a_changed_file_gets_a_new_manifest(exported: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["nothing", "../tiny", "", ".hidden"])
 def test_an_unknown_model_lists_those_that_there_are(store: Path, name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="expected one of.*tiny"):
+    with pytest.raises(ModelNotFoundError, match=r"expected one of.*tiny"):
         ModelStore(store).open(name)
 
 

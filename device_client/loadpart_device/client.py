@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import threading
@@ -116,7 +117,11 @@ class OffloadClient:
             self._server.close()
             self._local.close()
             raise
-        atexit.register(_close_if_alive, weakref.ref(self))
+        # MindSpore tears itself down at exit too, and hangs whoever uses it after that. What is registered last runs
+        # first, so closing is registered again once MindSpore is there.
+        close_at_exit = functools.partial(_close_if_alive, weakref.ref(self))
+        atexit.register(close_at_exit)
+        self._local.when_started(lambda: atexit.register(close_at_exit))
         wanted = [] if isinstance(policy, str) else [policy]
         self._local.build([self._graph.whole, *wanted], self._update_plans)
         self._monitor.start()

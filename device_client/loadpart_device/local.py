@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import threading
 import time
@@ -68,6 +67,10 @@ class LocalRuntime:
         """Idle seconds of each cut's head on this device, one item, shape (layers + 1,)."""
         return self._head_seconds
 
+    def when_started(self, function: Callable[[], object]) -> None:
+        """Has a function called, on the engine's thread, once MindSpore is loaded."""
+        self._executor.submit(lambda _: function())
+
     def build(self, cuts: Iterable[int], on_built: Callable[[], None]) -> None:
         """Has the heads of cuts, and the tails that finish for them, built when the engine has nothing else to do.
 
@@ -112,10 +115,7 @@ class LocalRuntime:
         """Drops the model, after what is under way; what is not begun is cancelled."""
         for build in self._builds:
             build.cancel()
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the interpreter is ending: the thread has stopped, the engine drops all
-            self._executor.run(self._unload)
+        self._executor.run(self._unload)
         EngineExecutor.release()
 
     def _unload(self, engine: Engine) -> None:

@@ -23,6 +23,8 @@ from loadpart_common.wire import METHODS, channel_options, serialise, with_tenso
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from google.protobuf.message import Message
+
     from loadpart_common.tensors import Array
     from loadpart_common.wire import Codec
 
@@ -101,9 +103,7 @@ class Server:
             limit = self.max_message_bytes
             raise MessageTooLargeError(f"expected a message of at most {limit} bytes, got {len(request)}")
         encoded = time.perf_counter()
-        with _domain_errors():
-            # A future's result is waited for by the thread that asks; a plain call goes through one thread more.
-            data = self._infer.future(request, timeout=timeout_seconds).result()
+        data = _call(self._infer, request, timeout_seconds)
         response, tensors = without_tensors(offload_pb2.InferResponse, data, default_codec=codec.name)
         outputs = [tensor.copy() for tensor in tensors]
         return TailReply(
@@ -123,8 +123,7 @@ class Server:
         """
         request = offload_pb2.ProbeRequest(payload=payload)
         started = time.perf_counter()
-        with _domain_errors():
-            response = self._probe.future(request, timeout=timeout_seconds).result()
+        response = _call(self._probe, request, timeout_seconds)
         return max(0.0, time.perf_counter() - started - float(response.server_seconds))
 
     def list_models(self, timeout_seconds: float) -> dict[str, offload_pb2.ModelInfo]:
@@ -134,11 +133,8 @@ class Server:
             OffloadError: The server could not be reached.
         """
         try:
-            with _domain_errors():
-                # An attempt that fails quickly is repeated within the time, since a server may be about to start.
-                response = self._list_models(
-                    offload_pb2.ListModelsRequest(), timeout=timeout_seconds, wait_for_ready=True
-                )
+            # An attempt that fails quickly is repeated within the time, since a server may be about to start.
+            response = _call(self._list_models, offload_pb2.ListModelsRequest(), timeout_seconds, wait_for_ready=True)
         except DeadlineError as error:
             raise UnavailableError(f"no answer from {self.target} within {timeout_seconds:g} s") from error
         self.max_message_bytes = min(self.max_message_bytes, response.max_message_bytes)
@@ -178,6 +174,20 @@ def model_info(models: dict[str, offload_pb2.ModelInfo], name: str, target: str)
     if name not in models:
         raise ModelNotFoundError(f"{target} serves no model {name!r}: expected one of {', '.join(models) or 'none'}")
     return models[name]
+
+
+def _call(stub: Any, request: Message | bytes, timeout_seconds: float | None, *, wait_for_ready: bool = False) -> Any:
+    """Calls a unary method and waits for the response.
+
+    Raises:
+        OffloadError: The server refused or failed, or could not be reached.
+    """
+    with _domain_errors():
+        # The thread that asks waits for a future's result by itself; a plain call goes through one thread more.
+        response = stub.future(request, timeout=timeout_seconds, wait_for_ready=wait_for_ready).result()
+    if response is None:  # as gRPC answers when the channel is closed at that moment
+        raise UnavailableError("the connection was closed")
+    return response
 
 
 @contextlib.contextmanager

@@ -109,7 +109,8 @@ class Engine:
         import mindspore
 
         self._mindspore = mindspore
-        mindspore.set_context(mode=mindspore.GRAPH_MODE, device_target="CPU")
+        mindspore.set_context(mode=mindspore.GRAPH_MODE)
+        mindspore.set_device("CPU")
         _set_threads(mindspore, threads)
         self.version = f"mindspore-{mindspore.__version__}"
         self.threads = threads

@@ -66,6 +66,13 @@ class Program:
                 message names the node.
         """
         self.model = model
+        try:
+            self._read(model)
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+            # A damaged file may parse as a message and still make no sense, in more ways than can be listed.
+            raise ModelError(f"the model is damaged: {error!r}") from error
+
+    def _read(self, model: mindir_pb2.Model) -> None:
         self.nodes = {node.name: node for node in model.graph.node}
         self._primitives = {primitive.name: primitive for primitive in model.primitives}
         self._inputs = {info.name: Value(-1, i) for i, info in enumerate(model.graph.input)}

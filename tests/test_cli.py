@@ -1,0 +1,205 @@
+"""The command lines and the packages, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from benchmarks.daemon import BIN
+from PIL import Image
+
+from loadpart_common.errors import InputError
+from loadpart_common.tensors import TensorSpec
+from loadpart_device.images import load_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.daemon import Daemon
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN / program, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """A picture with structure, of an unusual shape."""
+    across, down = np.meshgrid(np.arange(90), np.arange(60))
+    pixels = np.stack([across * 2, down * 4, (across * down) % 256], axis=-1).astype(np.uint8)
+    path = tmp_path / "photograph.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def infer(server: Daemon, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(
+        "loadpart-device", "infer", "--server", server.target, "--model", "tiny", "--cache", str(cache),
+        "--threads", "1", *arguments,
+    )  # fmt: skip
+
+
+def test_infer_prints_classes_plan_and_times(server: Daemon, cache: Path, photograph: Path) -> None:
+    ended = infer(server, cache, "--image", str(photograph), "--policy", "offload")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert "photograph.png: tiny says" in ended.stdout
+    assert ended.stdout.count("class ") == 5
+    assert "plan: offload - policy offload" in ended.stdout
+    assert "network" in ended.stdout
+
+
+def test_infer_prints_json_for_programs(server: Daemon, cache: Path, photograph: Path) -> None:
+    images = ("--image", str(photograph), "--image", str(photograph))
+    ended = infer(server, cache, *images, "--policy", "4", "--repeat", "3", "--json")
+    assert ended.returncode == 0, ended.stderr
+    documents = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(documents) == 3
+    for document in documents:
+        assert document["plan"]["cut"] == 4
+        assert document["plan"]["location"] == "split"
+        assert len(document["images"]) == 2
+        first, second = document["images"]
+        assert first["top"] == second["top"]
+        assert sum(entry["probability"] for entry in first["top"]) <= 1.0001
+        assert document["timings"]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "/nonexistent.jpg"], "no image file at /nonexistent.jpg"),
+        (["--image", __file__], "is not an image that can be read"),
+        (["--image", "PHOTO", "--policy", "clever"], "policy: expected one of load-aware"),
+        (["--image", "PHOTO", "--policy", "99"], "cut 99 is out of range"),
+        (["--image", "PHOTO", "--model", "nothing"], "serves no model 'nothing'"),
+        (["--image", "PHOTO", "--deadline", "-1"], "deadline: expected a number above 0, got -1.0"),
+        (["--image", "PHOTO", "--config", "/nonexistent.toml"], "no settings file at /nonexistent.toml"),
+    ],
+)
+def test_wrong_use_is_one_line_on_stderr(
+    server: Daemon, cache: Path, photograph: Path, arguments: list[str], message: str
+) -> None:
+    ended = infer(server, cache, *[str(photograph) if each == "PHOTO" else each for each in arguments])
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert ended.stdout == ""
+
+
+def test_settings_come_from_flags_then_environment_then_file(
+    server: Daemon, cache: Path, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "device.toml"
+    config.write_text(
+        f'server = "{server.target}"\nmodel = "tiny"\npolicy = "offload"\ncache = "{cache}"\nthreads = 1\n'
+    )
+    base = ("loadpart-device", "infer", "--image", str(photograph), "--config", str(config), "--json")
+
+    def plan(*arguments: str) -> str:
+        ended = run(*base, *arguments)
+        assert ended.returncode == 0, ended.stderr
+        return str(json.loads(ended.stdout)["plan"]["reason"])
+
+    assert plan() == "policy offload"
+    monkeypatch.setenv("LOADPART_DEVICE_POLICY", "local")
+    assert plan() == "policy local"
+    assert plan("--policy", "2") == "policy cut 2"
+    config.write_text("colour = 3\n")
+    ended = run(*base)
+    assert ended.returncode == 1
+    assert "unknown setting 'colour'" in ended.stderr
+
+
+@pytest.mark.parametrize("program", ["loadpart-edge", "loadpart-device"])
+def test_help_teaches(program: str) -> None:
+    ended = run(program, "--help")
+    assert ended.returncode == 0
+    command = "serve" if program == "loadpart-edge" else "infer"
+    assert command in ended.stdout
+    assert "--" in run(program, command, "--help").stdout
+
+
+def test_models_are_listed(store: Path) -> None:
+    ended = run("loadpart-edge", "models", "--store", str(store))
+    assert ended.returncode == 0
+    assert "tiny" in ended.stdout
+
+
+def test_export_writes_a_network_that_can_be_served(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"thing {i}" for i in range(1000)))
+    ended = run("loadpart-edge", "export", "squeezenet", "--store", str(tmp_path / "store"), "--labels", str(labels))
+    assert ended.returncode == 0, ended.stderr
+    manifest = json.loads((tmp_path / "store" / "squeezenet" / "manifest.json").read_text())
+    assert manifest["labels"][999] == "thing 999"
+    assert "GFLOP" in run("loadpart-edge", "models", "--store", str(tmp_path / "store")).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "no network 'nothing' in the zoo: expected one of alexnet"),
+        (["squeezenet", "--checkpoint", "/nonexistent.ckpt"], "no checkpoint at /nonexistent.ckpt"),
+        (["squeezenet", "--checkpoint", __file__], "does not fit the network"),
+    ],
+)
+def test_export_says_what_is_wrong(tmp_path: Path, arguments: list[str], message: str) -> None:
+    ended = run("loadpart-edge", "export", *arguments, "--store", str(tmp_path))
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_sdk_loads_nothing_heavy() -> None:
+    code = """
+        import sys, loadpart_device
+        heavy = {"mindspore", "loadpart_edge", "matplotlib", "scipy", "PIL", "typer", "rich", "pydantic"}
+        print(sorted(heavy & set(sys.modules)))
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("closing", ["client.close()", "pass", "raise SystemExit(3)"])
+def test_a_program_ends_without_a_sound(server: Daemon, cache: Path, closing: str) -> None:
+    code = f"""
+        import numpy as np
+        from loadpart_device import OffloadClient
+        client = OffloadClient("{server.target}", "tiny", threads=1, cache="{cache}", policy=3)
+        print(client.infer(np.zeros((1, 32, 32, 3), np.uint8)).output.shape)
+        {closing}
+    """
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.stdout == "(1, 10)\n"
+    assert ended.stderr == ""
+    assert ended.returncode == (3 if "SystemExit" in closing else 0)
+
+
+def test_images_are_cut_to_the_middle(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 300, 3), np.uint8)
+    pixels[:, 100:200] = 255
+    path = tmp_path / "wide.png"
+    Image.fromarray(pixels).save(path)
+    (batch,) = load_images([path], TensorSpec("image", "uint8", (-1, 32, 32, 3)))
+    assert batch.shape == (32, 32, 3)
+    assert batch.mean() > 250
+    with pytest.raises(InputError, match=r"the model takes float32\[N, 4\], not images"):
+        load_images([path], TensorSpec("x", "float32", (-1, 4)))
+
+
+def test_a_damaged_image_is_refused(tmp_path: Path, photograph: Path) -> None:
+    path = tmp_path / "damaged.png"
+    path.write_bytes(photograph.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"damaged\.png cannot be decoded"):
+        load_images([path], TensorSpec("image", "uint8", (-1, 32, 32, 3)))

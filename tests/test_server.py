@@ -1,0 +1,328 @@
+"""The daemon, spoken to without the SDK."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from benchmarks.daemon import BIN, daemon
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from loadpart.v1 import offload_pb2
+from loadpart_common.errors import (
+    CutError,
+    InputError,
+    MessageTooLargeError,
+    ModelError,
+    ModelMismatchError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+)
+from loadpart_common.manifest import Manifest
+from loadpart_common.wire import with_tensors
+from tests.networks import SERVABLE
+from tests.support import RAW, RawClient, eventually, store_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from benchmarks.daemon import Daemon
+
+
+@pytest.fixture
+def client(server: Daemon) -> Iterator[RawClient]:
+    with RawClient(server.target) as raw:
+        yield raw
+
+
+def workers(server: Daemon) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children()
+
+
+def good(client: RawClient, server_model: str = "tiny") -> dict[str, object]:
+    return {"model": server_model, "digest": client.models()[server_model].digest, "cut": 0}
+
+
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+
+
+def test_models_are_listed_with_the_cost_of_every_tail(client: RawClient) -> None:
+    models = client.models()
+    assert set(models) == set(SERVABLE)
+    tiny = models["tiny"]
+    assert len(tiny.tail_seconds) > 10
+    assert 0 < tiny.tail_seconds[0] < 1
+    assert tiny.tail_seconds[-1] == 0
+    assert 0 in tiny.ready_cuts
+
+
+def test_a_model_is_sent_whole(client: RawClient) -> None:
+    stream = client.channel.unary_stream("/loadpart.v1.Offload/GetModel")
+    pieces = [
+        offload_pb2.GetModelResponse.FromString(data)
+        for data in stream(offload_pb2.GetModelRequest(model="tiny").SerializeToString())
+    ]
+    manifest = Manifest.from_bytes(pieces[0].manifest, "the server")
+    assert sum(len(piece.chunk) for piece in pieces) == manifest.file_bytes
+    assert manifest.digest == client.models()["tiny"].digest
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_tail_gives_outputs(client: RawClient, batch: int) -> None:
+    (output,) = client.infer([np.repeat(image(), batch, axis=0)], **good(client))
+    assert output.shape == (batch, 10)
+    assert output.dtype == np.float32
+    assert np.isfinite(output).all()
+
+
+BAD: dict[str, tuple[dict[str, object], list[np.ndarray], type[Exception], str]] = {
+    "unknown model": ({"model": "nothing"}, [image()], ModelNotFoundError, "no model 'nothing': expected one of"),
+    "other digest": ({"digest": "0" * 64}, [image()], ModelMismatchError, "expected digest .* got '000000000000'"),
+    "cut past the end": ({"cut": 999}, [image()], CutError, "cut 999 is out of range: expected 0 to"),
+    "no codec": ({"codec": ""}, [image()], InputError, "unknown codec ''"),
+    "no tensors": ({}, [], InputError, r"expected 1 tensor\(s\) \(image: uint8\[N, 32, 32, 3\]\), got 0"),
+    "two tensors": ({}, [image(), image()], InputError, "got 2"),
+    "other dtype": ({}, [image().astype(np.float32)], InputError, "'image': expected dtype uint8, got float32"),
+    "other shape": ({}, [image()[:, :8]], InputError, r"expected uint8\[N, 32, 32, 3\], got shape \[1, 8, 32, 3\]"),
+    "other rank": ({}, [image()[0]], InputError, r"got shape \[32, 32, 3\]"),
+    "empty batch": ({}, [image()[:0]], InputError, "expected a batch of 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_says_what_was_expected_and_harms_nobody(client: RawClient, server: Daemon, case: str) -> None:
+    fields, arrays, error, message = BAD[case]
+    before = [worker.pid for worker in workers(server)]
+    with pytest.raises(error, match=message):
+        client.infer(arrays, **(good(client) | fields))
+    assert len(client.infer([image()], **good(client))) == 1
+    assert [worker.pid for worker in workers(server)] == before
+
+
+def test_bytes_that_are_no_message_are_a_bad_request(client: RawClient) -> None:
+    for data in (b"\xff", b"\x0a\xff\xff", os.urandom(100)):
+        with pytest.raises(RequestError):
+            client.infer_bytes(data)
+    assert client.status_of("Probe", b"\x0a\xff") is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_too_few_bytes_for_the_shape(client: RawClient) -> None:
+    tensor = offload_pb2.Tensor(data_type=offload_pb2.DATA_TYPE_UINT8, shape=[1, 32, 32, 3], data=b"short")
+    request = offload_pb2.InferRequest(codec="raw", tensors=[tensor], **good(client))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="tensor 0: expected 3072 bytes"):
+        client.infer_bytes(request.SerializeToString())
+
+
+def test_a_fixed_batch_is_told(client: RawClient) -> None:
+    with pytest.raises(InputError, match=r"expected float32\[2, 3, 4\]"):
+        client.infer([np.zeros((1, 3, 4), np.float32)], **good(client, "fixed"))
+
+
+def test_unknown_methods_are_not_implemented(client: RawClient) -> None:
+    call = client.channel.unary_unary("/loadpart.v1.Offload/Nothing")
+    with pytest.raises(grpc.RpcError) as raised:
+        call(b"", timeout=10)
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_probe_gives_as_many_bytes_as_asked(client: RawClient) -> None:
+    request = offload_pb2.ProbeRequest(payload=b"x" * 1000, response_bytes=3_000_000)
+    response = offload_pb2.ProbeResponse.FromString(client.call("Probe", request.SerializeToString()))
+    assert len(response.payload) == 3_000_000
+    huge = offload_pb2.ProbeRequest(response_bytes=2**31)
+    assert client.status_of("Probe", huge.SerializeToString()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_status_comes_at_once_and_again(client: RawClient) -> None:
+    stream = client.channel.unary_stream("/loadpart.v1.Offload/WatchStatus")(b"")
+    statuses = [offload_pb2.WatchStatusResponse.FromString(next(stream)).status for _ in range(3)]
+    stream.cancel()
+    assert all(status.slow_down >= 1 for status in statuses)
+    assert all(0 <= status.cpu_utilisation <= 1 for status in statuses)
+    assert not any(status.draining for status in statuses)
+
+
+def test_health_is_per_model(client: RawClient) -> None:
+    health = health_pb2_grpc.HealthStub(client.channel)
+    for service in ("", "loadpart.v1.Offload", "tiny"):
+        response = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError) as raised:
+        health.Check(health_pb2.HealthCheckRequest(service="nothing"), timeout=10)
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_metrics_count_what_happened(client: RawClient, server: Daemon) -> None:
+    client.infer([image()], **good(client))
+    with pytest.raises(ModelNotFoundError):
+        client.infer([image()], **(good(client) | {"model": "nothing"}))
+    with urllib.request.urlopen(server.metrics, timeout=10) as response:
+        text = response.read().decode()
+    for line in (
+        'loadpart_edge_requests_total{code="OK",method="Infer"}',
+        'loadpart_edge_requests_total{code="NOT_FOUND",method="Infer"}',
+        'loadpart_edge_plans_total{cut="0",model="tiny"}',
+        'loadpart_edge_phase_seconds_count{model="tiny",phase="tail"}',
+        "loadpart_edge_queue_length 0.0",
+        "loadpart_edge_backlog_seconds",
+        "loadpart_edge_slow_down",
+        "loadpart_edge_cpu_utilisation",
+        "loadpart_edge_gpu_utilisation",
+    ):
+        assert line in text
+
+
+def test_cancelled_requests_leave_the_others_alone(client: RawClient) -> None:
+    fields = good(client)
+    request = offload_pb2.InferRequest(codec="raw", **fields)  # type: ignore[arg-type]
+
+    data = with_tensors(request, [image()], RAW)
+    call = client.channel.unary_unary("/loadpart.v1.Offload/Infer")
+    futures = [call.future(data, timeout=30) for _ in range(40)]
+    for future in futures[::2]:
+        future.cancel()
+    expected = client.infer([image()], **fields)[0]
+    for future in futures[1::2]:
+        assert len(future.result()) > expected.nbytes
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_done(store: Path) -> None:
+    with (
+        daemon("--store", str(store), "--models", "tiny", stderr=subprocess.DEVNULL) as own,
+        RawClient(own.target) as raw,
+    ):
+        fields = good(raw)
+        expected = raw.infer([image()], **fields)[0]
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [pool.submit(raw.infer, [image()], **fields) for _ in range(50)]
+            (worker,) = workers(own)
+            worker.send_signal(signal.SIGKILL)
+            for job in jobs:
+                np.testing.assert_array_equal(job.result()[0], expected)
+        assert workers(own) != [worker]
+
+
+def test_a_full_queue_is_said_so(store: Path) -> None:
+    with daemon("--store", str(store), "--models", "tiny", "--queue-limit", "1") as own, RawClient(own.target) as raw:
+        fields = good(raw)
+        big = np.repeat(image(), 64, axis=0)
+        with ThreadPoolExecutor(16) as pool:
+            jobs = [pool.submit(raw.infer, [big], **fields) for _ in range(16)]
+            errors = [job.exception() for job in jobs]
+        assert any(isinstance(error, OverloadedError) for error in errors)
+        assert all(error is None or isinstance(error, OverloadedError) for error in errors)
+        assert raw.infer([image()], **fields)
+
+
+def test_a_message_over_the_limit_is_refused(store: Path) -> None:
+    options = ("--store", str(store), "--models", "tiny", "--max-message-bytes", "100000")
+    with daemon(*options) as own, RawClient(own.target) as raw:
+        with pytest.raises(MessageTooLargeError, match="larger than max"):
+            raw.infer([np.repeat(image(), 100, axis=0)], **good(raw))
+        assert raw.infer([image()], **good(raw))
+
+
+def test_sigterm_finishes_what_runs_and_frees_the_port(store: Path) -> None:
+    with daemon("--store", str(store), "--models", "tiny", stderr=subprocess.PIPE) as own, RawClient(own.target) as raw:
+        fields = good(raw)
+        children = workers(own)
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [pool.submit(raw.infer, [np.repeat(image(), 16, axis=0)], **fields) for _ in range(8)]
+            eventually(lambda: any(job.done() for job in jobs), "the first answer")
+            own.process.send_signal(signal.SIGTERM)
+            for job in jobs:
+                error = job.exception()
+                assert error is None or isinstance(error, UnavailableError)
+        assert own.process.wait(30) == 0
+        assert own.process.stderr is not None
+        messages = own.process.stderr.read()
+        own.process.stderr.close()
+    assert "Traceback" not in messages
+    assert "Exception ignored" not in messages
+    assert not any(child.is_running() for child in children)
+    port = own.target.rpartition(":")[2]
+    with daemon("--store", str(store), "--models", "tiny", "--listen", f"127.0.0.1:{port}") as again:
+        assert again.target == own.target
+
+
+def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a daemon that should not start."""
+    return subprocess.run(
+        [BIN / "loadpart-edge", "serve", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_port_in_use_is_an_error(server: Daemon, store: Path) -> None:
+    for flag in ("--listen", "--metrics-listen"):
+        address = server.target if flag == "--listen" else server.metrics.split("/")[2]
+        listen = [] if flag == "--listen" else ["--listen", "127.0.0.1:0"]
+        ended = serve("--store", str(store), *listen, flag, address)
+        assert ended.returncode == 1
+        assert f"cannot listen on {address}" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--listen", "nowhere"], "listen: Value error, expected HOST:PORT"),
+        (["--workers", "0"], "workers: Input should be greater than or equal to 1"),
+        (["--models", "nothing"], "no model 'nothing'"),
+        (["--log-level", "loud"], "log_level"),
+        (["--config", "/nonexistent.toml"], "no settings file at /nonexistent.toml"),
+    ],
+)
+def test_wrong_settings_name_the_field(store: Path, arguments: list[str], message: str) -> None:
+    ended = serve("--store", str(store), *arguments)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
+    ended = serve("--store", str(tmp_path))
+    assert ended.returncode == 1
+    assert "loadpart-edge export" in ended.stderr
+
+
+def test_a_broken_model_is_told_and_the_others_are_served(exported: Path, tmp_path: Path) -> None:
+    store_of(exported, tmp_path, "tiny", "control-flow")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "x.mindir").write_bytes(b"not a model")
+    with daemon("--store", str(tmp_path), stderr=subprocess.PIPE) as own, RawClient(own.target) as raw:
+        assert set(raw.models()) == {"tiny"}
+        assert raw.infer([image()], **good(raw))
+        for name, message in (("foreign", "not a MindIR file"), ("control-flow", "control flow")):
+            with pytest.raises(ModelError, match=message):
+                raw.infer([image()], **(good(raw) | {"model": name}))
+        own.stop()
+        assert own.process.stderr is not None
+        assert "model foreign is not served" in own.process.stderr.read()
+        own.process.stderr.close()
+
+
+def test_every_cut_of_every_small_network_over_the_wire(client: RawClient) -> None:
+    """Tails alone, with random tensors at the cut: what the daemon accepts, it answers."""
+    for name, info in client.models().items():
+        stream = client.channel.unary_stream("/loadpart.v1.Offload/GetModel")
+        first = next(iter(stream(offload_pb2.GetModelRequest(model=name).SerializeToString())))
+        graph = Manifest.from_bytes(offload_pb2.GetModelResponse.FromString(first).manifest, name).graph
+        for cut in graph.cuts[:-1]:
+            batch = graph.smallest_batch
+            arrays = [np.ones(spec.concrete(batch), spec.dtype) for spec in cut.specs]
+            outputs = client.infer(arrays, model=name, digest=info.digest, cut=cut.index)
+            assert [output.shape for output in outputs] == [
+                graph.spec(value).concrete(batch) for value in graph.tail(cut.index).outputs
+            ]
