@@ -1,0 +1,132 @@
+"""Splitting is exact: head on the device, tail in a real server over gRPC, at every valid cut of every network.
+
+The outputs are compared to those of the whole network run locally, bit for bit, on a photograph. Beside the six
+networks stand small ones that the zoo does not have, among them one with a branch, so that two tensors cross, one with
+several inputs and outputs, and one that adds in place. Device and server have a core each and one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import cbook
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.daemon import conditions, daemon, export_missing
+from loadpart_common.graph import Value
+from loadpart_common.store import ModelStore
+from loadpart_common.wire import CODECS
+from loadpart_common.zoo import NETWORKS
+from loadpart_device.images import load_images
+from loadpart_device.local import LocalRuntime
+from loadpart_device.server import Server
+
+if TYPE_CHECKING:
+    from loadpart_common.graph import Graph
+    from loadpart_common.store import StoredModel
+    from loadpart_common.tensors import Array
+
+FOREIGN = ("tiny", "two", "in-place")
+ROOT = Path(__file__).resolve().parent.parent
+MEMORY = 256 << 20
+
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def main() -> None:
+    export_missing()
+    cores = sorted(os.sched_getaffinity(0))
+    table = Table("network", "layers", "cuts", "of several tensors", "mismatches", "seconds", header_style="bold")
+    tried = mismatches = 0
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "models"
+        zoo = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
+        for name in NETWORKS:
+            (store / name).mkdir(parents=True)
+            for path in (zoo.folder / name).iterdir():
+                (store / name / path.name).symlink_to(path)
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "tests.networks", Path(folder) / "own"], check=True, cwd=ROOT
+        )
+        for name in FOREIGN:
+            (store / name).symlink_to(Path(folder) / "own" / name)
+        os.sched_setaffinity(0, {cores[0]})
+        names = (*NETWORKS, *FOREIGN)
+        with (
+            daemon("--store", str(store), "--threads", "1", cores={cores[-1]}) as running,
+            Progress(console=console) as bar,
+        ):
+            server = Server(running.target, 256 << 20)
+            for name in names:
+                stored = ModelStore(store).open(name)
+                cuts = stored.manifest.graph.cuts
+                task = bar.add_task(name, total=len(cuts))
+                started = time.monotonic()
+                wrong = compare(server, name, stored, lambda task=task: bar.advance(task))
+                several = sum(len(cut.live) > 1 for cut in cuts)
+                table.add_row(
+                    name, str(stored.manifest.graph.whole), str(len(cuts)), str(several), str(wrong),
+                    f"{time.monotonic() - started:.0f}",
+                )  # fmt: skip
+                tried += len(cuts)
+                mismatches += wrong
+            server.close()
+    console.print(conditions())
+    console.print(table)
+    console.print(f"{tried} cuts tried, {mismatches} mismatches")
+    if mismatches:
+        sys.exit(1)
+
+
+def compare(server: Server, name: str, stored: StoredModel, on_cut: object) -> int:
+    """Tries every cut of a network and gives the number of those whose outputs differ from the whole's."""
+    graph = stored.manifest.graph
+    local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY)
+    inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph))}
+    expected, _ = local.head(graph.whole, inputs, 1)
+    wrong = 0
+
+    def remote(cut: int, values: dict[Value, Array]) -> bool:
+        """Whether the outputs of head and tail are those of the whole."""
+        arrays = [values[value] for value in graph.cut(cut).live]
+        reply = server.infer(name, stored.manifest.digest, cut, arrays, CODECS["raw"], 120)
+        values.update(zip(graph.tail(cut).outputs, reply.outputs, strict=True))
+        return all(np.array_equal(values[v], expected[v]) for v in graph.outputs if v.layer >= 0)
+
+    with ThreadPoolExecutor(1) as pool:  # the server builds a tail while the device builds the next head
+        answers = []
+        for cut in graph.cuts:
+            values = dict(inputs)
+            if cut.index > 0:
+                values.update(local.head(cut.index, inputs, 1)[0])
+            if cut.index < graph.whole:
+                answers.append(pool.submit(remote, cut.index, values))
+            else:
+                wrong += not all(np.array_equal(values[v], expected[v]) for v in graph.outputs)
+            on_cut()  # type: ignore[operator]
+        wrong += sum(not answer.result() for answer in answers)
+    local.close()
+    return wrong
+
+
+def inputs_of(graph: Graph) -> list[Array]:
+    """A photograph for networks that take images, random numbers for the others."""
+    photograph = Path(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    if [spec.dtype for spec in graph.inputs] == ["uint8"]:
+        return [load_images([photograph], graph.inputs[0])]
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(spec.concrete(1)).astype(spec.dtype) for spec in graph.inputs]
+
+
+if __name__ == "__main__":
+    main()
