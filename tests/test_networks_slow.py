@@ -1,0 +1,65 @@
+"""The six networks of the zoo, whole: exported, served, split."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from benchmarks.daemon import daemon, export_missing
+
+from loadpart_common.store import ModelStore
+from loadpart_common.zoo import NETWORKS
+from loadpart_device import OffloadClient
+from tests.support import inputs_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.daemon import Daemon
+
+pytestmark = pytest.mark.slow
+
+FLOPS = {
+    # multiply-adds of the convolutions and dense layers, in billions, as counted in the literature
+    "alexnet": 0.71,
+    "resnet18": 1.81,
+    "resnet50": 4.09,
+    "squeezenet": 0.82,
+    "vgg16": 15.5,
+    "xception": 8.4,
+}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Daemon]:
+    export_missing()
+    with daemon("--threads", "1", stderr=subprocess.DEVNULL) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shapes_and_operations_are_those_of_the_literature(served: Daemon, name: str) -> None:  # noqa: ARG001  # exported
+    graph = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"])).open(name).manifest.graph
+    size = NETWORKS[name].image_size
+    assert [str(spec) for spec in graph.inputs] == [f"uint8[N, {size}, {size}, 3]"]
+    assert [str(spec) for spec in graph.output_specs] == ["float32[N, 1000]"]
+    assert graph.takes_batches
+    counted = sum(layer.flops for layer in graph.layers if layer.kind in {"Conv2D", "MatMul"}) / 2e9
+    assert counted == pytest.approx(FLOPS[name], rel=0.06)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_splits_are_exact(served: Daemon, cache: Path, name: str) -> None:
+    with OffloadClient(served.target, name, threads=1, cache=cache, policy="local") as local:
+        inputs = inputs_for(local.graph)
+        expected = local.infer(*inputs).output
+        assert np.isfinite(expected).all()
+        for cut in (0, local.graph.whole // 3, 2 * local.graph.whole // 3):
+            with OffloadClient(served.target, name, threads=1, cache=cache, policy=cut) as client:
+                result = client.infer(*inputs)
+            assert result.plan.cut == cut
+            np.testing.assert_array_equal(result.output, expected)
