@@ -157,11 +157,9 @@ class Graph:
         Raises:
             CutError: The cut is not valid.
         """
-        cut = self.cut(index)
-        made = [value for value in cut.live if value.layer >= 0]
-        outputs = [value for value in self.outputs if 0 <= value.layer < index]
-        inputs = {value for layer in self.layers[:index] for value in layer.inputs if value.layer < 0}
-        return Segment(0, index, tuple(sorted(inputs)), tuple(dict.fromkeys([*made, *outputs])))
+        if index not in self._heads:
+            self._heads[index] = self._head(index)
+        return self._heads[index]
 
     def tail(self, index: int) -> Segment:
         """What the server runs for a cut; nothing for the last one.
@@ -169,9 +167,26 @@ class Graph:
         Raises:
             CutError: The cut is not valid.
         """
+        if index not in self._tails:
+            cut = self.cut(index)
+            outputs = dict.fromkeys(self.outputs[i] for i in cut.server_outputs)
+            self._tails[index] = Segment(index, self.whole, cut.live, tuple(outputs))
+        return self._tails[index]
+
+    @cached_property
+    def _heads(self) -> dict[int, Segment]:
+        return {}
+
+    @cached_property
+    def _tails(self) -> dict[int, Segment]:
+        return {}
+
+    def _head(self, index: int) -> Segment:
         cut = self.cut(index)
-        outputs = [self.outputs[i] for i in cut.server_outputs]
-        return Segment(index, self.whole, cut.live, tuple(dict.fromkeys(outputs)))
+        made = [value for value in cut.live if value.layer >= 0]
+        outputs = [value for value in self.outputs if 0 <= value.layer < index]
+        inputs = {value for layer in self.layers[:index] for value in layer.inputs if value.layer < 0}
+        return Segment(0, index, tuple(sorted(inputs)), tuple(dict.fromkeys([*made, *outputs])))
 
     def _barrier_at(self, index: int) -> Barrier | None:
         return next((barrier for barrier in self.barriers if barrier.first < index <= barrier.last), None)

@@ -94,14 +94,19 @@ def with_tensors(message: Message, arrays: Iterable[Array], codec: Codec) -> byt
 
     The arrays' memory is copied once, into the result; building a message of them first would copy it twice more.
     """
-    number = message.DESCRIPTOR.fields_by_name["tensors"].number
-    pieces: list[Buffer] = [message.SerializeToString()]
+    return b"".join([message.SerializeToString(), *tensor_pieces(type(message), arrays, codec)])
+
+
+def tensor_pieces(kind: type[Message], arrays: Iterable[Array], codec: Codec) -> list[Buffer]:
+    """The field `tensors` of a kind of message, written, in pieces that may be the arrays' own memory."""
+    number = kind.DESCRIPTOR.fields_by_name["tensors"].number
+    pieces: list[Buffer] = []
     for array in arrays:
         head = offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[array.dtype.name], shape=array.shape).SerializeToString()
         data = codec.encode(array)
         prefix = field_prefix(offload_pb2.Tensor.DATA_FIELD_NUMBER, len(data))
         pieces += [field_prefix(number, len(head) + len(prefix) + len(data)), head, prefix, data]
-    return b"".join(pieces)
+    return pieces
 
 
 def without_tensors(kind: type[M], data: bytes, *, default_codec: str = "raw") -> tuple[M, list[Array]]:

@@ -17,7 +17,7 @@ import numpy as np
 from loadpart_common.errors import MessageTooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from loadpart_common.tensors import Array
 
@@ -49,19 +49,20 @@ class Prepared(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Run the tail of a cut on tensors that are in the slot."""
+    """Run the tail of a cut on tensors that are in the slot; write the outputs with a codec."""
 
     model: str
     path: str
     cut: int
     batch: int
     tensors: tuple[Placed, ...]
+    codec: str
 
 
 class Done(NamedTuple):
-    """The outputs of a tail are in the slot; how long it ran, and how long building it took before."""
+    """A tail has run; its outputs are in the slot, written for the response. `seconds` leaves building it out."""
 
-    tensors: tuple[Placed, ...]
+    nbytes: int
     seconds: float
     build_seconds: float
 
@@ -106,6 +107,25 @@ class Slot:
             placed.append(Placed(array.dtype.name, array.shape, offset))
             offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         return tuple(placed)
+
+    def write(self, pieces: Iterable[bytes | memoryview]) -> int:
+        """Copies bytes into the slot, over what was there, and gives their number.
+
+        Raises:
+            MessageTooLargeError: They do not fit.
+        """
+        offset = 0
+        for piece in pieces:
+            end = offset + len(piece)
+            if end > self._size:
+                raise MessageTooLargeError(f"expected outputs of at most {self._size} bytes in all, got more")
+            self._map[offset:end] = piece
+            offset = end
+        return offset
+
+    def read(self, nbytes: int) -> bytes:
+        """The first bytes of the slot."""
+        return self._map[:nbytes]
 
     def views(self, placed: Sequence[Placed]) -> list[Array]:
         """The arrays in the slot, not copied: good until the slot is used again."""

@@ -33,13 +33,13 @@ class Outcome:
     """What became of a job.
 
     Attributes:
-        outputs: What the tail gave.
+        tensors: What the tail gave, as the field `tensors` of the response.
         queue_seconds: From the job's coming to a worker's taking it.
         build_seconds: Of building the tail, when it was not there.
         tail_seconds: Of the tail itself.
     """
 
-    outputs: list[Array]
+    tensors: bytes
     queue_seconds: float
     build_seconds: float
     tail_seconds: float
@@ -213,10 +213,10 @@ class Scheduler:
     def _finish_job(self, seat: _Seat, worker: WorkerProcess, job: _Job, answer: Answer) -> None:
         """Hands out an outcome; what can wait until it is on its way to the device does."""
         if isinstance(answer, Done):
-            outputs = [view.copy() for view in worker.slot.views(answer.tensors)]
+            tensors = worker.slot.read(answer.nbytes)
             waited = job.started_at - job.queued_at
             if not job.outcome.done():
-                job.outcome.set_result(Outcome(outputs, waited, answer.build_seconds, answer.seconds))
+                job.outcome.set_result(Outcome(tensors, waited, answer.build_seconds, answer.seconds))
         elif isinstance(answer, Failed):
             job.fail(answer.error)
         self._release(seat)

@@ -24,9 +24,7 @@ from loadpart_common.wire import (
     METHODS,
     SERVICE,
     M,
-    codec_named,
     serialise,
-    with_tensors,
     without_tensors,
 )
 from loadpart_edge.messages import Run
@@ -92,7 +90,7 @@ class OffloadService:
         request, arrays = without_tensors(offload_pb2.InferRequest, data)
         model = self._models.get(request.model)
         cut, batch = model.check(request.digest, request.cut, arrays)
-        job = Run(model.name, str(model.stored.path), cut.index, batch, ())
+        job = Run(model.name, str(model.stored.path), cut.index, batch, (), request.codec)
         outcome = await self._scheduler.run(job, arrays, float(model.tail_seconds[cut.index]) * batch)
         response = offload_pb2.InferResponse(
             queue_seconds=outcome.queue_seconds + outcome.build_seconds,
@@ -104,7 +102,7 @@ class OffloadService:
         asyncio.get_running_loop().call_soon(
             self._metrics.inferred, model.name, cut.index, cut.nbytes(batch), outcome, response.server_seconds
         )
-        return with_tensors(response, outcome.outputs, codec_named(request.codec))
+        return response.SerializeToString() + outcome.tensors
 
     async def watch_status(self, _: bytes) -> AsyncIterator[offload_pb2.WatchStatusResponse]:
         """Streams the load."""

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from loadpart.v1 import offload_pb2
 from loadpart_common.engine import Engine, LoadedModel
 from loadpart_common.errors import InternalError, OffloadError
+from loadpart_common.wire import codec_named, tensor_pieces
 from loadpart_edge.messages import Decoder, Done, Failed, Prepare, Prepared, Run, Slot, encode
 
 _TIMED_RUNS = 5
@@ -67,7 +69,8 @@ class Worker:
         built = time.perf_counter()
         outputs = compiled.run(self._slot.views(job.tensors))
         ended = time.perf_counter()
-        return Done(self._slot.put(outputs), ended - built, built - started)
+        pieces = tensor_pieces(offload_pb2.InferResponse, outputs, codec_named(job.codec))
+        return Done(self._slot.write(pieces), ended - built, built - started)
 
     def _model(self, path: str) -> LoadedModel:
         if path not in self._models:
