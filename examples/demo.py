@@ -76,24 +76,22 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as cache:
             for name in track(NETWORKS, description="inferring", console=console, transient=True):
-                reference: np.ndarray | None = None
-                for policy in ("local", "offload", "split", "load-aware"):
-                    with OffloadClient(target, name, cache=cache, policy="local") as probe:
-                        cut = middle_cut(probe.graph)
-                        image = load_images([photograph], probe.graph.inputs[0])
-                    chosen = cut if policy == "split" else policy
-                    with OffloadClient(target, name, cache=cache, policy=chosen) as client:
-                        result, medians = run(client, image)
-                    reference = result.output if reference is None else reference
-                    same = np.array_equal(result.output, reference)
-                    different += not same
-                    plan = f"{result.plan.location} {result.plan.cut}/{client.graph.whole}"
-                    table.add_row(
-                        name if policy == "local" else "", policy, plan,
-                        *(f"{medians[phase]:.1f}" for phase in PHASES),
-                        "yes" if same else "NO", str(int(result.output.argmax())),
-                        end_section=policy == "load-aware",
-                    )  # fmt: skip
+                with OffloadClient(target, name, cache=cache, policy="local") as local:
+                    image = load_images([photograph], local.graph.inputs[0])
+                    plans = {"local": "local", "offload": "offload", "split": middle_cut(local.graph)}
+                    reference, _ = run(local, image)
+                    for label, policy in (plans | {"load-aware": "load-aware"}).items():
+                        with OffloadClient(target, name, cache=cache, policy=policy) as client:
+                            result, medians = run(client, image)
+                        same = np.array_equal(result.output, reference.output)
+                        different += not same
+                        table.add_row(
+                            name if label == "local" else "", label,
+                            f"{result.plan.location} {result.plan.cut}/{client.graph.whole}",
+                            *(f"{medians[phase]:.1f}" for phase in PHASES),
+                            "yes" if same else "NO", str(int(result.output.argmax())),
+                            end_section=label == "load-aware",
+                        )  # fmt: skip
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)

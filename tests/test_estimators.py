@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadpart_common.cost import Plans, Point
 from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator, LinkReading
-from loadpart_device.policies import World, make_policy
+from loadpart_device.policies import ServerLoad, World, make_policy
 from loadpart_edge.load import SlowDown
 from tests.test_graph import chain
 
@@ -21,12 +19,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@dataclass
-class Load:
-    slow_down: float = 1.0
-    backlog_seconds: float = 0.0
 
 
 def test_a_link_is_unknown_until_round_trip_and_bandwidth_are_read() -> None:
@@ -112,10 +104,12 @@ PLANS = Plans(
 )
 
 
-IDLE = Load()
+IDLE = ServerLoad(1.0, 0.0)
 
 
-def cut_of(policy: str | int, link: LinkReading | None = FAST_LINK, load: Load | None = IDLE, **world: object) -> int:
+def cut_of(
+    policy: str | int, link: LinkReading | None = FAST_LINK, load: ServerLoad | None = IDLE, **world: object
+) -> int:
     known = World(**({"link": link, "load": load, "device_slow_down": 1.0, "unavailable": None} | world))  # type: ignore[arg-type]
     return make_policy(policy, chain(5)).choose(PLANS, known, 1).cut
 
@@ -123,9 +117,9 @@ def cut_of(policy: str | int, link: LinkReading | None = FAST_LINK, load: Load |
 def test_policies() -> None:
     assert cut_of("load-aware") == 0
     assert cut_of("load-aware", THIN_LINK) == 2
-    assert cut_of("load-aware", load=Load(slow_down=100)) == 5
-    assert cut_of("load-aware", load=Load(backlog_seconds=3)) == 5
-    assert cut_of("bandwidth-only", load=Load(slow_down=100, backlog_seconds=3)) == 0
+    assert cut_of("load-aware", load=ServerLoad(100, 0)) == 5
+    assert cut_of("load-aware", load=ServerLoad(1, 3)) == 5
+    assert cut_of("bandwidth-only", load=ServerLoad(100, 3)) == 0
     assert cut_of("bandwidth-only", THIN_LINK) == 2
     assert cut_of("local") == 5
     assert cut_of("offload", THIN_LINK) == 0
@@ -146,5 +140,5 @@ def test_a_server_that_is_not_there_is_not_asked(policy: str | int) -> None:
 def test_small_gains_do_not_switch() -> None:
     policy = make_policy("load-aware", chain(5))
     for slow_down, expected in ((1.0, 0), (3.2, 0), (4.0, 2), (2.9, 2), (1.0, 0)):
-        world = World(LinkReading(0.001, 1e-9), Load(slow_down=slow_down), 1.0, None)
+        world = World(LinkReading(0.001, 1e-9), ServerLoad(slow_down, 0), 1.0, None)
         assert policy.choose(PLANS, world, 1).cut == expected, slow_down

@@ -74,9 +74,6 @@ class Plans:
         self._rows = [(p.device_seconds, p.uplink_bytes, p.server_seconds, float(p.remote)) for p in self.points]
         self._position = {point.cut: position for position, point in enumerate(self.points)}
 
-    def __contains__(self, cut: int) -> bool:
-        return cut in self._position
-
     def seconds(self, weights: Weights, batch: int = 1) -> list[float]:
         """Predicted latency of every plan, in the order of `points`."""
         device = weights.device_slow_down * batch

@@ -223,7 +223,7 @@ class OffloadClient:
     def _choose(self, batch: int) -> Choice:
         world = World(
             link=self._monitor.link.reading,
-            load=self._monitor.status,
+            load=self._monitor.load,
             device_slow_down=self._local.slow_down,
             unavailable=self._monitor.unavailable(),
         )

@@ -12,6 +12,7 @@ import grpc
 
 from loadpart_common.errors import OffloadError, UnavailableError, from_rpc_error
 from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator
+from loadpart_device.policies import ServerLoad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,10 @@ class Monitor:
     """Two threads: one reads the status stream, the other probes the link while nothing else measures it.
 
     A server that fails is left alone for a while, each time longer, and tried again.
+
+    Attributes:
+        link: What is known of the link.
+        load: What the server last said of itself; None before the first time.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Monitor:
         self._closing = threading.Event()
         self._measured = threading.Event()
         self._connected = threading.Event()
-        self._status: offload_pb2.ServerStatus | None = None
+        self.load: ServerLoad | None = None
         self._why_not = ""
         self._retry_at = 0.0
         self._failures = 0
@@ -73,23 +78,17 @@ class Monitor:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def status(self) -> offload_pb2.ServerStatus | None:
-        """The server's load, as last heard; None before the first time."""
-        return self._status
-
     def unavailable(self) -> str | None:
         """Why the server should not be asked now; None when it may be."""
-        now = time.monotonic()
-        if now < self._retry_at:
-            return f"{self._why_not}; it is tried again in {self._retry_at - now:.1f} s"
-        if self._status is not None and self._status.draining:
+        if self._retry_at and (left := self._retry_at - time.monotonic()) > 0:
+            return f"{self._why_not}; it is tried again in {left:.1f} s"
+        if self.load is not None and self.load.draining:
             return "the server is shutting down"
         return None
 
     def heard(self, status: offload_pb2.ServerStatus) -> None:
         """Takes in a status; the server is there."""
-        self._status = status
+        self.load = ServerLoad(status.slow_down, status.backlog_seconds, status.draining)
         self._failures, self._retry_at = 0, 0.0
 
     def failed(self, error: OffloadError) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from loadpart_common.cost import Weights
 from loadpart_common.errors import SettingsError
@@ -20,20 +19,21 @@ SWITCH_THRESHOLD = 0.05
 """Least predicted gain that is worth another plan than the last; noise moves predictions by a few per cent."""
 
 
-class ServerLoad(Protocol):
-    """The part of the server's status that decisions use."""
+class ServerLoad(NamedTuple):
+    """What the server last said of itself.
 
-    @property
-    def slow_down(self) -> float:
-        """Measured over predicted seconds of tails."""
+    Attributes:
+        slow_down: Measured over predicted seconds of tails.
+        backlog_seconds: Seconds until a job that comes now is started.
+        draining: It takes no more.
+    """
 
-    @property
-    def backlog_seconds(self) -> float:
-        """Seconds until a job that comes now is started."""
+    slow_down: float
+    backlog_seconds: float
+    draining: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):
     """What is known when a plan is chosen.
 
     Attributes:
@@ -49,8 +49,7 @@ class World:
     unavailable: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """A cut, the latency that is expected of it (None when unknown), and why."""
 
     cut: int

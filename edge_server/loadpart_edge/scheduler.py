@@ -157,11 +157,6 @@ class Scheduler:
         return sum(seat.job is not None for seat in self._seats)
 
     @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [seat.worker.pid for seat in self._seats if seat.worker is not None]
-
-    @property
     def backlog_seconds(self) -> float:
         """Predicted seconds until a job that comes now is started."""
         jobs = [seat.job for seat in self._seats if seat.job is not None]

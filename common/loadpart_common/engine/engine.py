@@ -18,7 +18,7 @@ from loadpart_common.mindir import ModelFile, Program, write_segment
 
 if TYPE_CHECKING:
     from loadpart_common.graph import Graph, Segment
-    from loadpart_common.tensors import Array, TensorSpec
+    from loadpart_common.tensors import Array
 
 _FIXED_BYTES = 1 << 20
 """What a compiled segment takes beside the values that flow through it."""
@@ -69,10 +69,9 @@ class CompiledSegment:
         nbytes: An estimate of the memory that it holds, weights left out.
     """
 
-    def __init__(self, engine: Engine, cell: Any, specs: list[TensorSpec], nbytes: int) -> None:
+    def __init__(self, engine: Engine, cell: Any, nbytes: int) -> None:
         self._engine = engine
         self._cell = cell
-        self._output_dtypes = [spec.dtype for spec in specs]
         self.nbytes = nbytes
 
     def run(self, arrays: list[Array]) -> list[Array]:
@@ -112,7 +111,6 @@ class Engine:
         mindspore.set_context(mode=mindspore.GRAPH_MODE)
         mindspore.set_device("CPU")
         _set_threads(mindspore, threads)
-        self.version = f"mindspore-{mindspore.__version__}"
         self.threads = threads
         self._memory_limit_bytes = memory_limit_bytes
         self._models: list[LoadedModel] = []
@@ -184,10 +182,9 @@ class Engine:
             # The loaded graph holds empty weights of its own; giving their place to the model's shares them.
             for parameter in cell.get_parameters():
                 parameter.set_data(model.weight(prefix + parameter.name))
-            outputs = [model.graph.spec(value) for value in segment.outputs]
             layers = model.graph.layers[segment.first : segment.stop]
             flowing = sum(spec.nbytes(batch) for layer in layers for spec in layer.outputs[:1])
-            compiled = CompiledSegment(self, cell, outputs, flowing + _FIXED_BYTES)
+            compiled = CompiledSegment(self, cell, flowing + _FIXED_BYTES)
             compiled.run([np.zeros(spec.concrete(batch), spec.dtype) for spec in specs])
         except (RuntimeError, ValueError, TypeError) as error:
             first = str(error).strip().splitlines()[:1]

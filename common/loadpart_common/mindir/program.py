@@ -95,10 +95,6 @@ class Program:
         """Operator kind of a node; `Constant` of a constant; empty for inputs and weights."""
         return self._kinds.get(name, "")
 
-    def is_weight(self, name: str) -> bool:
-        """Whether a name is that of a weight."""
-        return name in self._parameters
-
     def is_input(self, name: str) -> bool:
         """Whether a name is that of an input of the network."""
         return name in self._inputs
