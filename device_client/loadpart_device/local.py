@@ -78,10 +78,9 @@ class LocalRuntime:
             cuts: Cuts, the most wanted first.
             on_built: Called, on the engine's thread, after each head.
         """
-        self._builds = [build for build in self._builds if not build.done() or build.exception() is not None]
-        self._builds += [
-            self._executor.submit(self._build, cut, on_built) for cut in cuts if cut not in self.ready_cuts
-        ]
+        wanted = [cut for cut in cuts if cut not in self.ready_cuts]
+        with self._lock:  # the client and its monitor may ask at the same time
+            self._builds += [self._executor.submit(self._build, cut, on_built) for cut in wanted]
 
     def wait_built(self) -> None:
         """Waits until everything that was asked for so far is built.

@@ -20,6 +20,19 @@ def convolution_norm(
     return [convolve, nn.BatchNorm2d(channels_out)]
 
 
+class Residual(nn.Cell):  # type: ignore[misc]  # MindSpore has no types
+    """A body whose result is added to its input, or to a projection of it."""
+
+    def __init__(self, body: list[nn.Cell], projection: list[nn.Cell]) -> None:
+        super().__init__()
+        self.body = nn.SequentialCell(*body)
+        self.projection = nn.SequentialCell(*projection) if projection else None
+
+    def construct(self, x):  # type: ignore[no-untyped-def]  # noqa: D102  # compiled by MindSpore, not by Python
+        shortcut = x if self.projection is None else self.projection(x)
+        return self.body(x) + shortcut
+
+
 class GlobalAveragePool(nn.Cell):  # type: ignore[misc]  # MindSpore has no types
     """The mean over height and width: `N,C,H,W` to `N,C`."""
 

@@ -6,22 +6,9 @@ first version; parameters are the same.
 
 from __future__ import annotations
 
-from mindspore import nn, ops
+from mindspore import nn
 
-from loadpart_common.zoo.layers import GlobalAveragePool, convolution_norm
-
-
-class Residual(nn.Cell):  # type: ignore[misc]  # MindSpore has no types
-    """A body whose result is added to its input, or to a projection of it."""
-
-    def __init__(self, body: list[nn.Cell], projection: list[nn.Cell]) -> None:
-        super().__init__()
-        self.body = nn.SequentialCell(*body)
-        self.projection = nn.SequentialCell(*projection) if projection else None
-
-    def construct(self, x):  # type: ignore[no-untyped-def]  # noqa: D102  # compiled by MindSpore, not by Python
-        shortcut = x if self.projection is None else self.projection(x)
-        return ops.relu(self.body(x) + shortcut)
+from loadpart_common.zoo.layers import GlobalAveragePool, Residual, convolution_norm
 
 
 def _basic(channels: int, width: int, stride: int) -> tuple[list[nn.Cell], int]:
@@ -57,7 +44,7 @@ def _resnet(depths: tuple[int, int, int, int], *, bottleneck: bool) -> nn.Cell:
             body, width = block(channels, 64 << stage, stride)
             reshapes = stride > 1 or channels != width
             projection = convolution_norm(channels, width, 1, stride=stride) if reshapes else []
-            cells.append(Residual(body, projection))
+            cells += [Residual(body, projection), nn.ReLU()]
             channels = width
     return nn.SequentialCell(*cells, GlobalAveragePool(), nn.Dense(channels, 1000))
 

@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from loadpart_common.zoo.layers import GlobalAveragePool, convolution_norm
-
-
-class Skip(nn.Cell):  # type: ignore[misc]  # MindSpore has no types
-    """A body whose result is added to its input, or to a projection of it, with nothing after the sum."""
-
-    def __init__(self, body: list[nn.Cell], projection: list[nn.Cell]) -> None:
-        super().__init__()
-        self.body = nn.SequentialCell(*body)
-        self.projection = nn.SequentialCell(*projection) if projection else None
-
-    def construct(self, x):  # type: ignore[no-untyped-def]  # noqa: D102  # compiled by MindSpore, not by Python
-        shortcut = x if self.projection is None else self.projection(x)
-        return self.body(x) + shortcut
+from loadpart_common.zoo.layers import GlobalAveragePool, Residual, convolution_norm
 
 
 def _separable(channels_in: int, channels_out: int) -> list[nn.Cell]:
@@ -26,18 +13,18 @@ def _separable(channels_in: int, channels_out: int) -> list[nn.Cell]:
     return [depthwise, *convolution_norm(channels_in, channels_out, 1)]
 
 
-def _down(channels_in: int, middle: int, channels_out: int, *, relu_first: bool = True) -> Skip:
+def _down(channels_in: int, middle: int, channels_out: int, *, relu_first: bool = True) -> Residual:
     first = [nn.ReLU()] if relu_first else []
     body = [*first, *_separable(channels_in, middle), nn.ReLU(), *_separable(middle, channels_out)]
     pool = nn.MaxPool2d(3, 2, "same")
-    return Skip([*body, pool], convolution_norm(channels_in, channels_out, 1, stride=2))
+    return Residual([*body, pool], convolution_norm(channels_in, channels_out, 1, stride=2))
 
 
-def _middle(channels: int) -> Skip:
+def _middle(channels: int) -> Residual:
     body: list[nn.Cell] = []
     for _ in range(3):
         body += [nn.ReLU(), *_separable(channels, channels)]
-    return Skip(body, [])
+    return Residual(body, [])
 
 
 def xception() -> nn.Cell:
