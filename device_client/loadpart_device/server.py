@@ -183,8 +183,7 @@ def _call(stub: Any, request: Message | bytes, timeout_seconds: float | None, *,
         OffloadError: The server refused or failed, or could not be reached.
     """
     with _domain_errors():
-        # The thread that asks waits for a future's result by itself; a plain call goes through one thread more.
-        response = stub.future(request, timeout=timeout_seconds, wait_for_ready=wait_for_ready).result()
+        response = stub(request, timeout=timeout_seconds, wait_for_ready=wait_for_ready)
     if response is None:  # as gRPC answers when the channel is closed at that moment
         raise UnavailableError("the connection was closed")
     return response
