@@ -10,7 +10,8 @@ from loadpart_common.engine import Engine, EngineExecutor
 from loadpart_common.engine.denormals import flushed
 from loadpart_common.errors import SettingsError
 from loadpart_common.graph import Value
-from loadpart_common.zoo import NETWORKS
+from loadpart_common.mindir import ModelFile
+from loadpart_common.zoo import NETWORKS, export
 from loadpart_common.zoo.export import build
 from tests.networks import SERVABLE
 from tests.support import inputs_for
@@ -143,6 +144,36 @@ def test_many_threads_may_use_the_engine(executor: EngineExecutor, exported: Pat
 def test_one_process_has_one_number_of_threads(executor: EngineExecutor) -> None:
     with pytest.raises(SettingsError, match=f"threads: expected {executor.threads}.*got 7"):
         EngineExecutor.acquire(threads=7, memory_limit_bytes=MEMORY)
+
+
+def test_a_checkpoint_gives_the_weights(executor: EngineExecutor, tmp_path: Path) -> None:
+    def check(_: Engine) -> None:
+        import mindspore
+
+        network = build("squeezenet")
+        parameter = next(iter(network.get_parameters()))
+        values = np.random.default_rng(5).standard_normal(parameter.shape).astype(np.float32)
+        parameter.set_data(mindspore.Tensor(values))
+        mindspore.save_checkpoint(network, str(tmp_path / "mine.ckpt"))
+        export("squeezenet", tmp_path / "mine.mindir", checkpoint=tmp_path / "mine.ckpt")
+        with ModelFile(tmp_path / "mine.mindir") as file:
+            (name,) = (name for name in file.weights if name.endswith(f":{parameter.name}"))
+            np.testing.assert_array_equal(file.read_weight(name), values)
+
+    executor.run(check)
+
+
+def test_a_seed_gives_the_same_weights_again(executor: EngineExecutor, tmp_path: Path) -> None:
+    def weights(_: Engine, file_name: str, seed: int) -> list[Array]:
+        export("squeezenet", tmp_path / file_name, seed=seed)
+        with ModelFile(tmp_path / file_name) as file:
+            return [file.read_weight(name) for name in file.weights]
+
+    first, again, other = (
+        executor.run(weights, name, seed) for name, seed in (("a.mindir", 3), ("b.mindir", 3), ("c.mindir", 4))
+    )
+    assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,0 +1,22 @@
+"""Entry point of `loadpart-edge`, and of `python -m loadpart_edge`."""
+
+from __future__ import annotations
+
+import sys
+
+_SERVER_EXTRA = frozenset({"pydantic", "pydantic_settings", "pynvml"})
+
+
+def main() -> None:
+    """Runs the command line; says what to install where only the device's part is."""
+    try:
+        from loadpart_edge import cli
+    except ModuleNotFoundError as error:
+        if error.name not in _SERVER_EXTRA:
+            raise
+        sys.exit(f"loadpart-edge: {error.name} is missing; the server needs: pip install 'loadpart[server]'")
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
