@@ -1,7 +1,7 @@
 """10,000 malformed or wrong requests, then 100 good ones.
 
-All good ones must be answered right, no worker may die, and the server's memory must stay flat: it is read after the
-first thousand, when caches and arenas have filled, and at the end.
+All good ones must be answered right, no bad one may fail inside the server, no worker may die, and the server's memory
+must stay flat: it is read after the first thousand, when caches and arenas have filled, and at the end.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def main() -> None:
     console.print(f"{right} of {GOOD} good requests answered right; workers {'lived' if same else 'DIED'}")
     for name, process, growth in zip(("main", "worker"), settled, grown, strict=False):
         console.print(f"{name}: {process / 1e6:.0f} MB after {SETTLED}, {growth / 1e6:+.1f} MB at the end")
-    if right < GOOD or not same or max(grown) > LIMIT_GROWTH_MEGABYTES * 1e6:
+    failed_inside = statuses["INTERNAL"] + statuses["UNKNOWN"]
+    if failed_inside or right < GOOD or not same or max(grown) > LIMIT_GROWTH_MEGABYTES * 1e6:
         sys.exit(1)
 
 

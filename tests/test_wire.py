@@ -46,6 +46,19 @@ def test_any_bytes_are_a_request_or_a_request_error(data: bytes) -> None:
         return
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_a_damaged_request_is_a_request_or_a_request_error(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    head = offload_pb2.InferRequest(model="m", digest="0" * 64, cut=3, codec="raw")
+    data = bytearray(with_tensors(head, [np.ones((2, 3), np.float32), np.ones((1, 4), np.int64)], RAW))
+    for position in rng.integers(0, len(data), 4):
+        data[position] ^= 1 << rng.integers(0, 8)
+    try:
+        without_tensors(offload_pb2.InferRequest, bytes(data[: rng.integers(1, len(data) + 1)]))
+    except RequestError:
+        return
+
+
 def test_transposed_arrays_are_sent_as_they_look() -> None:
     array = np.arange(6, dtype=np.int32).reshape(2, 3).T
     _, (back,) = without_tensors(
@@ -62,6 +75,8 @@ def test_transposed_arrays_are_sent_as_they_look() -> None:
         (offload_pb2.Tensor(shape=[2], data=b"12"), "unknown data type 0"),
         (offload_pb2.Tensor(data_type=99, shape=[2], data=b"12"), "unknown data type 99"),  # type: ignore[arg-type]
         (offload_pb2.Tensor(data_type=2, shape=[2**40, 2**40], data=b"12"), "expected .* bytes"),
+        (offload_pb2.Tensor(data_type=2, shape=[1] * 33, data=b"1"), "expected at most 32 dimensions, got 33"),
+        (offload_pb2.Tensor(data_type=2, shape=[0, 2**62, 2**62]), "expected a shape that an array can have"),
     ],
 )
 def test_a_wrong_tensor_says_what_was_expected(tensor: offload_pb2.Tensor, message: str) -> None:

@@ -33,6 +33,7 @@ DEFAULT_MAX_MESSAGE_BYTES = 256 << 20
 """Largest message that either side takes; the largest tensor of the six networks at a cut has 13 MB."""
 
 _MESSAGE_OVERHEAD_BYTES = 64 << 10
+_MAX_RANK = 32  # numpy's
 
 _NUMBER_BY_DTYPE = {name: offload_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
 _DTYPE_BY_NUMBER = {number: np.dtype(name) for name, number in _NUMBER_BY_DTYPE.items()}
@@ -70,7 +71,10 @@ class RawCodec(Codec):
         expected = math.prod(shape) * dtype.itemsize
         if len(data) != expected:
             raise InputError(f"expected {expected} bytes for {dtype.name}{list(shape)}, got {len(data)}")
-        return np.frombuffer(data, dtype).reshape(shape)
+        try:
+            return np.frombuffer(data, dtype).reshape(shape)
+        except ValueError as error:  # no elements, and yet a size beyond what can be counted
+            raise InputError(f"expected a shape that an array can have, got {list(shape)}") from error
 
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (RawCodec(),)}
@@ -153,6 +157,8 @@ def _to_array(position: int, tensor: offload_pb2.Tensor, data: memoryview, codec
     dtype = _DTYPE_BY_NUMBER.get(tensor.data_type)
     if dtype is None:
         raise InputError(f"tensor {position}: unknown data type {tensor.data_type}")
+    if len(tensor.shape) > _MAX_RANK:
+        raise InputError(f"tensor {position}: expected at most {_MAX_RANK} dimensions, got {len(tensor.shape)}")
     shape = tuple(tensor.shape)
     if any(size < 0 for size in shape):
         raise InputError(f"tensor {position}: expected sizes of 0 or more, got shape {list(shape)}")

@@ -95,7 +95,8 @@ class Daemon:
                     await self._set_health(_NOT_SERVING)
                     board.draining = True
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(scheduler.drained(), settings.drain_seconds)
+                        async with asyncio.timeout(settings.drain_seconds):
+                            await scheduler.drained()
             finally:
                 await board.close()
                 await server.stop(_GRACE_SECONDS)

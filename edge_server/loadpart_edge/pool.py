@@ -77,7 +77,8 @@ class WorkerProcess(asyncio.Protocol):
         """Ends the process: asks it to by closing its socket, and kills it when it takes too long."""
         self._transport.close()
         try:
-            await asyncio.wait_for(self._process.wait(), _END_SECONDS)
+            async with asyncio.timeout(_END_SECONDS):
+                await self._process.wait()
         except TimeoutError:
             log.warning("worker %d is busy and is killed", self.pid)
             self._process.kill()

@@ -66,8 +66,7 @@ class StatusBoard:
         """Ends publishing and whoever watches."""
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
         self._published.cancel()
 
     def queue_changed(self) -> None:
@@ -94,8 +93,10 @@ class StatusBoard:
             next_period = loop.time() + self._period_seconds
             while (left := next_period - loop.time()) > 0:
                 await asyncio.sleep(min(_LEAST_GAP_SECONDS, left))  # changes that come and go within it are not told
+                # Not `wait_for`, which loses a cancellation that comes at the moment when the event does.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), max(next_period - loop.time(), 0))
+                    async with asyncio.timeout_at(next_period):
+                        await self._changed.wait()
                     self._changed.clear()
                     if self._is_large_change():
                         self._send()
