@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +12,12 @@ from benchmarks.daemon import daemon, export_missing
 from loadpart_common.store import ModelStore
 from loadpart_common.zoo import NETWORKS
 from loadpart_device import OffloadClient
+from loadpart_edge.settings import load_settings
 from tests.support import inputs_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from benchmarks.daemon import Daemon
 
@@ -43,7 +43,7 @@ def served() -> Iterator[Daemon]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shapes_and_operations_are_those_of_the_literature(served: Daemon, name: str) -> None:  # noqa: ARG001  # exported
-    graph = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"])).open(name).manifest.graph
+    graph = ModelStore(load_settings({}).store).open(name).manifest.graph
     size = NETWORKS[name].image_size
     assert [str(spec) for spec in graph.inputs] == [f"uint8[N, {size}, {size}, 3]"]
     assert [str(spec) for spec in graph.output_specs] == ["float32[N, 1000]"]

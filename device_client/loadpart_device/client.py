@@ -75,7 +75,8 @@ class OffloadClient:
             policy: `load-aware`, `bandwidth-only`, `local`, `offload`, or a cut: the number of layers to run here.
             deadline: Seconds within which an answer is wanted. A server that is late is given up in time for the
                 device to finish alone, as far as that is possible.
-            threads: Threads that one operator may use here; all cores by default.
+            threads: Cores to compute on; all by default. Results have the same bits as the server's when it computes on
+                as many.
             cache: Folder for fetched models; `~/.cache/loadpart/models` by default.
             connect_timeout: Seconds to wait for the server before going on without it.
             segment_memory_bytes: Bound on the memory of built segments, weights left out.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -85,12 +84,14 @@ def main() -> None:
     # The daemon decides when to end; a Ctrl-C in a terminal reaches all processes of the group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # MindSpore's own setting bounds the threads of one operator only; cores bound them all.
-    os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     slot = Slot(int(slot_descriptor))
     decoder = Decoder()
     with socket.socket(fileno=int(connection_descriptor)) as connection:
-        engine = Engine(threads=int(threads), memory_limit_bytes=int(memory_limit_bytes))
+        engine = Engine(
+            threads=int(threads),
+            memory_limit_bytes=int(memory_limit_bytes),
+            cores=[int(core) for core in cores.split(",")],
+        )
         worker = Worker(engine, slot)
         gc.freeze()  # MindSpore's many objects live as long as the process: no collection need look at them
         try:

@@ -17,6 +17,8 @@ from loadpart_common.errors import ModelError, SettingsError
 from loadpart_common.mindir import ModelFile, Program, write_segment
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from loadpart_common.graph import Graph, Segment
     from loadpart_common.tensors import Array
 
@@ -96,13 +98,20 @@ class Engine:
     thread-safe: MindSpore dead-locks when two threads compile or run; give an engine one thread (`EngineExecutor`).
     """
 
-    def __init__(self, *, threads: int, memory_limit_bytes: int = 1 << 30) -> None:
-        """Starts MindSpore.
+    def __init__(
+        self, *, threads: int, memory_limit_bytes: int = 1 << 30, cores: Collection[int] | None = None
+    ) -> None:
+        """Starts MindSpore, and binds the calling thread, and all that MindSpore starts, to as many cores as threads.
+
+        MindSpore's own setting bounds the threads of one operator only. How it shares out an operator's work, and with
+        it the last bit of a result, depends on the cores that it sees, so both sides must see equally many.
 
         Args:
             threads: Threads that one operator may use.
+            cores: Cores to use; the first so many of those allowed by default.
             memory_limit_bytes: Bound on the estimated memory of compiled segments, weights left out.
         """
+        os.sched_setaffinity(0, cores or sorted(os.sched_getaffinity(0))[:threads])
         os.environ.setdefault("GLOG_v", "3")  # errors only; must be set before the import
         protobuf_compat.install()
         import mindspore
