@@ -8,8 +8,6 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from loadpart_common.engine import EngineExecutor
 from loadpart_common.latency import head_seconds
 
@@ -124,17 +122,11 @@ class LocalRuntime:
     def _build(self, engine: Engine, cut: int, on_built: Callable[[], None]) -> None:
         if cut in self._measured:
             return
-        model, batch, segment = self._model.result(), self.graph.smallest_batch, self.graph.head(cut)
-        compiled = engine.segment(model, segment, batch)
-        zeros = [np.zeros(self.graph.spec(v).concrete(batch), self.graph.spec(v).dtype) for v in segment.inputs]
-        seconds = []
-        for _ in range(_TIMED_RUNS):
-            started = time.perf_counter()
-            compiled.run(zeros)
-            seconds.append(time.perf_counter() - started)
+        model = self._model.result()
+        seconds = engine.idle_seconds(model, self.graph.head(cut), runs=_TIMED_RUNS)
         if cut < self.graph.whole:
-            engine.segment(model, self.graph.tail(cut), batch)
-        self._measured[cut] = min(seconds) / batch
+            engine.segment(model, self.graph.tail(cut), self.graph.smallest_batch)
+        self._measured[cut] = seconds
         self._head_seconds = head_seconds(self.graph, self._measured)
         on_built()
 

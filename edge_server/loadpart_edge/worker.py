@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from loadpart.v1 import offload_pb2
@@ -49,17 +48,8 @@ class Worker:
 
     def _prepare(self, job: Prepare) -> Prepared:
         model = self._model(job.path)
-        segment = model.graph.tail(job.cut)
-        specs = [model.graph.spec(value) for value in segment.inputs]
-        batch = model.graph.smallest_batch
-        compiled = self._engine.segment(model, segment, batch)
-        arrays = [np.zeros(spec.concrete(batch), spec.dtype) for spec in specs]
-        seconds = []
-        for _ in range(_TIMED_RUNS):
-            started = time.perf_counter()
-            compiled.run(arrays)
-            seconds.append(time.perf_counter() - started)
-        return Prepared(min(seconds) / batch, self._process.memory_info().rss)
+        seconds = self._engine.idle_seconds(model, model.graph.tail(job.cut), runs=_TIMED_RUNS)
+        return Prepared(seconds, self._process.memory_info().rss)
 
     def _run(self, job: Run) -> Done:
         model = self._model(job.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,23 @@ class Engine:
         ):
             self._compiled.popitem(last=False)
         return compiled
+
+    def idle_seconds(self, model: LoadedModel, segment: Segment, *, runs: int) -> float:
+        """Seconds that a segment takes for one item: the least of some runs on zeros, built first if need be.
+
+        Raises:
+            ModelError: MindSpore cannot compile it.
+        """
+        batch = model.graph.smallest_batch
+        compiled = self.segment(model, segment, batch)
+        specs = [model.graph.spec(value) for value in segment.inputs]
+        zeros = [np.zeros(spec.concrete(batch), spec.dtype) for spec in specs]
+        seconds = []
+        for _ in range(runs):
+            started = time.perf_counter()
+            compiled.run(zeros)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds) / batch
 
     def close(self) -> None:
         """Drops everything; needed before the interpreter ends, where MindSpore's own cleaning up is noisy."""
