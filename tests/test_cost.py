@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadpart_common.cost import Plans, Point, Weights, lower_hull
-from loadpart_common.latency import head_seconds, tail_seconds
-from tests.test_graph import chain
 
 amounts = st.floats(0, 10, allow_nan=False).map(lambda value: round(value, 3))
 
@@ -54,20 +52,3 @@ def test_a_plan_is_kept_until_another_gains_enough() -> None:
     assert plans.choose(weights, current=0, threshold=0.05)[0].cut == 0
     busy = Weights(1, 0, 1.2, 0)
     assert plans.choose(busy, current=0, threshold=0.05)[0].cut == 5
-
-
-def test_measured_segments_fix_the_curve_and_the_prior_fills_it() -> None:
-    graph = chain(10)
-    heads = head_seconds(graph, {5: 0.5, 10: 2.0})
-    assert heads[[0, 5, 10]] == pytest.approx([0, 0.5, 2.0])
-    assert (np.diff(heads) >= 0).all()
-    tails = tail_seconds(graph, {0: 3.0, 8: 0.1})
-    assert tails[[0, 8, 10]] == pytest.approx([3.0, 0.1, 0])
-    assert (np.diff(tails) <= 0).all()
-
-
-@given(st.dictionaries(st.integers(0, 10), st.floats(0, 100), max_size=6))
-def test_curves_rise_whatever_was_measured(measured: dict[int, float]) -> None:
-    graph = chain(10)
-    assert (np.diff(head_seconds(graph, measured)) >= -1e-9).all()
-    assert (np.diff(tail_seconds(graph, measured)) <= 1e-9).all()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadpart.v1 import offload_pb2
 from loadpart_common.cost import Plans, Point
 from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator, LinkReading
-from loadpart_device.policies import ServerLoad, World, make_policy
-from loadpart_edge.load import SlowDown
+from loadpart_device.load import LoadFollower
+from loadpart_device.policies import LoadAware, ServerLoad, World, make_policy
+from loadpart_edge.load import MeanBacklog, SlowDown
 from tests.test_graph import chain
 
 
@@ -21,69 +25,194 @@ class Clock:
         return self.now
 
 
+class Shaper:
+    """A token bucket, as `tc tbf` is one, with a round trip and noise; timed by a clock of its own."""
+
+    def __init__(self, clock: Clock, rate: float, burst: int = 32 << 10, noise: float = 0.0) -> None:
+        self.clock, self.rate, self.burst, self.noise = clock, rate, burst, noise
+        self.tokens, self.filled_at = float(burst), clock.now
+        self.random = random.Random(0)
+
+    def send(self, nbytes: int) -> float:
+        self.tokens = min(self.burst, self.tokens + (self.clock.now - self.filled_at) * self.rate)
+        seconds = ROUND_TRIP + max(nbytes - self.tokens, 0) / self.rate
+        self.tokens = max(self.tokens - nbytes, 0)
+        self.clock.now += seconds
+        self.filled_at = self.clock.now
+        return seconds * (1 + self.random.uniform(0, self.noise))
+
+
+ROUND_TRIP = 0.002
+RATES = [megabits * 1e6 / 8 for megabits in (1, 8, 64, 200)]
+
+
+def probed(shaper: Shaper) -> LinkEstimator:
+    """An estimator after the first probes: small ones, and a pair."""
+    link = LinkEstimator(shaper.clock)
+    for _ in range(3):
+        link.record(0, 0, shaper.send(0))
+    link.record_pair((65536, shaper.send(65536)), (262144, shaper.send(262144)))
+    return link
+
+
+def rate_of(link: LinkEstimator) -> float:
+    assert link.reading is not None
+    return 1 / link.reading.seconds_per_byte
+
+
 def test_a_link_is_unknown_until_round_trip_and_bandwidth_are_read() -> None:
     link = LinkEstimator(Clock())
     assert link.reading is None
-    link.record(MEASURABLE_BYTES * 10, 1.0)  # without a round trip this tells nothing
+    link.record(MEASURABLE_BYTES * 10, 0, 1.0)  # without a round trip this tells nothing
     assert link.reading is None
-    link.record(0, 0.010)
+    link.record(0, 0, 0.010)
     assert link.reading is None
-    link.record(1_000_000, 1.010)
-    assert link.reading == LinkReading(pytest.approx(0.010), pytest.approx(1e-6))
+    link.record(1_000_000, 0, 1.010)
+    assert link.reading is not None
+    assert link.reading.seconds_per_byte == pytest.approx(1e-6)
     assert str(link.reading) == "8 Mbit/s, round trip 10 ms"
     link.forget()
     assert link.reading is None
 
 
-def test_small_messages_are_not_taken_for_bandwidth() -> None:
-    link = LinkEstimator(Clock())
-    link.record(0, 0.010)
-    link.record(1_000_000, 1.010)
-    for _ in range(20):
-        link.record(MEASURABLE_BYTES - 1, 0.011)
+@pytest.mark.parametrize("rate", RATES)
+def test_a_pair_of_probes_tells_the_rate_behind_a_bucket(rate: float) -> None:
+    shaper = Shaper(Clock(), rate)
+    link = probed(shaper)
+    assert rate_of(link) == pytest.approx(rate, rel=0.1)
+    shaper.clock.now += 60
     assert link.reading is not None
-    assert link.reading.seconds_per_byte == pytest.approx(1e-6)
+    assert link.reading.free_bytes == pytest.approx(32 << 10, rel=0.35)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("pause", [0.0, 0.05, 5.0])
+def test_transfers_tell_the_rate_however_full_the_bucket(rate: float, pause: float) -> None:
+    shaper = Shaper(Clock(), rate)
+    link = probed(shaper)
+    for _ in range(8):
+        shaper.clock.now += pause
+        link.record(150_000, 4_000, shaper.send(150_000))
+    assert rate_of(link) == pytest.approx(rate, rel=0.1)
+
+
+@pytest.mark.parametrize("factor", [1 / 16, 1 / 2, 2, 16])
+def test_a_step_of_the_bandwidth_is_followed_by_the_second_transfer(factor: float) -> None:
+    shaper = Shaper(Clock(), 1e6)
+    link = probed(shaper)
+    for _ in range(8):
+        link.record(150_000, 0, shaper.send(150_000))
+    shaper.rate *= factor
+    for _ in range(2):
+        shaper.clock.now += 1
+        link.record(150_000, 0, shaper.send(150_000))
+    assert rate_of(link) == pytest.approx(shaper.rate, rel=0.1)
 
 
 def test_one_outlier_moves_nothing() -> None:
-    link = LinkEstimator(Clock())
-    link.record(0, 0.010)
-    for seconds in (1.010, 1.010, 9.0):
-        link.record(1_000_000, seconds)
-    link.record(0, 5.0)
+    shaper = Shaper(Clock(), 1e6, noise=0.05)
+    link = probed(shaper)
+    for _ in range(4):
+        link.record(150_000, 0, shaper.send(150_000))
+    link.record(150_000, 0, 9.0)
+    link.record(0, 0, 5.0)
+    assert rate_of(link) == pytest.approx(1e6, rel=0.1)
     assert link.reading is not None
-    assert link.reading.seconds_per_byte == pytest.approx(1e-6)
-    assert link.reading.round_trip_seconds == pytest.approx(0.010)
+    assert link.reading.round_trip_seconds == pytest.approx(ROUND_TRIP, rel=0.05)
+    assert link.reading.spread < 0.1
 
 
-def test_a_step_of_the_bandwidth_is_followed_by_the_second_transfer() -> None:
-    link = LinkEstimator(Clock())
-    link.record(0, 0.010)
-    for seconds in (0.135, 0.135, 0.135, 2.010, 2.010):
-        link.record(1_000_000, seconds)
+def test_small_messages_are_not_taken_for_bandwidth() -> None:
+    link = probed(Shaper(Clock(), 1e6))
+    before = rate_of(link)
+    for _ in range(20):
+        link.record(MEASURABLE_BYTES - 1, 0, 0.011)
+    assert rate_of(link) == before
+
+
+def test_up_and_down_are_apart() -> None:
+    clock = Clock()
+    link = probed(Shaper(clock, 1e6))
     assert link.reading is not None
-    assert link.reading.seconds_per_byte == pytest.approx(2e-6)
+    assert link.reading.down_seconds_per_byte == link.reading.seconds_per_byte  # as long as it is not known
+    down = Shaper(clock, 4e6)
+    link.record_pair((65536, down.send(65536)), (262144, down.send(262144)), down=True)
+    assert rate_of(link) == pytest.approx(1e6, rel=0.1)
+    reading = link.reading
+    assert 1 / reading.down_seconds_per_byte == pytest.approx(4e6, rel=0.1)
+    assert reading.reply_seconds(1_000_000) == pytest.approx(0.25, rel=0.1)
+    assert reading.reply_seconds(0) == 0
 
 
 def test_a_reading_has_an_age() -> None:
     clock = Clock()
     link = LinkEstimator(clock)
     assert link.age_seconds == float("inf")
-    link.record(0, 0.01)
-    link.record(1_000_000, 1.0)
+    link.record(0, 0, 0.01)
+    link.record(1_000_000, 0, 1.0)
     clock.now += 7
     assert link.age_seconds == 7
 
 
-def test_slow_down_is_the_median_of_the_window_and_falls_back() -> None:
+def test_slow_down_is_the_median_of_the_latest_and_falls_back() -> None:
     clock = Clock()
     slow_down = SlowDown(clock)
     assert slow_down.value == 1
+    assert slow_down.age_seconds == float("inf")
     for ratio in (2.0, 3.0, 50.0):
         slow_down.record(0.1, 0.1 * ratio)
     assert slow_down.value == pytest.approx(3)
+    clock.now += 2
+    assert slow_down.value == pytest.approx(3)  # nothing newer is known
+    for _ in range(2):  # of a canary
+        slow_down.record(0.02, 0.02)
+    assert slow_down.value == pytest.approx(1)
     clock.now += 60
-    assert slow_down.value == 1
+    slow_down.record(0.1, 0.4)
+    assert slow_down.value == pytest.approx(4)
+
+
+def test_mean_backlog_is_a_mean_over_time() -> None:
+    clock = Clock()
+    mean = MeanBacklog(clock)
+    for _ in range(100):  # a job of 0.1 s every 0.2 s: the backlog falls from 0.1 to 0, and is 0 as long
+        mean.changed(0.1)
+        clock.now += 0.1
+        mean.changed(0.0)
+        clock.now += 0.1
+    assert mean.value == pytest.approx(0.025, rel=0.15)
+    clock.now += 10
+    assert mean.value == pytest.approx(0, abs=1e-4)
+
+
+def status(backlog: float, mean: float) -> offload_pb2.ServerStatus:
+    return offload_pb2.ServerStatus(slow_down=1.5, backlog_seconds=backlog, mean_backlog_seconds=mean, watchers=3)
+
+
+def test_a_backlog_runs_down_and_then_the_mean_is_expected() -> None:
+    clock = Clock()
+    load = LoadFollower(clock)
+    assert load.now() is None
+    load.heard(status(0.3, 0.1))
+    assert load.now() == ServerLoad(1.5, pytest.approx(0.3), draining=False, watchers=3)
+    clock.now += 0.01
+    assert load.now().backlog_seconds == pytest.approx(0.28, abs=0.02)
+    clock.now += 2
+    assert load.now().backlog_seconds == pytest.approx(0.1, abs=0.001)
+
+
+def test_a_device_never_waits_for_itself() -> None:
+    clock = Clock()
+    load, mean = LoadFollower(clock), MeanBacklog(clock)
+    for _ in range(50):  # one device, whose tails of 0.2 s fill the server
+        mean.changed(0.2)
+        clock.now += 0.2
+        mean.changed(0.0)
+        load.served(0.0, 0.2)
+        load.heard(status(0.0, mean.value))
+    clock.now += 0.5
+    assert mean.value > 0.04
+    assert load.now().backlog_seconds == pytest.approx(0, abs=0.02)
 
 
 @given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(1e-6, 10)), max_size=50))
@@ -142,3 +271,27 @@ def test_small_gains_do_not_switch() -> None:
     for slow_down, expected in ((1.0, 0), (3.2, 0), (4.0, 2), (2.9, 2), (1.0, 0)):
         world = World(LinkReading(0.001, 1e-9), ServerLoad(slow_down, 0), 1.0, None)
         assert policy.choose(PLANS, world, 1).cut == expected, slow_down
+
+
+def test_many_devices_do_not_change_plans_at_once() -> None:
+    fleet = [LoadAware(chain(5), random.Random(seed)) for seed in range(400)]
+    busy = World(FAST_LINK, ServerLoad(100, 0, draining=False, watchers=400), 1.0, None)
+    idle = World(FAST_LINK, ServerLoad(1, 0, draining=False, watchers=400), 1.0, None)
+    assert {policy.choose(PLANS, busy, 1).cut for policy in fleet} == {5}  # the first plan is nobody's change
+    moved = sum(policy.choose(PLANS, idle, 1).cut == 0 for policy in fleet)
+    assert 4 < moved < 40
+    for _ in range(400):
+        moved = sum(policy.choose(PLANS, idle, 1).cut == 0 for policy in fleet)
+    assert moved == 400
+
+
+def test_the_paper_has_no_queue_and_folds_the_round_trip_into_the_bandwidth() -> None:
+    link = LinkReading(0.001, 1e-9, naive_bytes_per_second=1e6)
+    assert cut_of("paper", link, ServerLoad(1, 30)) == 2
+    assert cut_of("paper", LinkReading(9.0, 1e-9, naive_bytes_per_second=1e9), ServerLoad(1, 30)) == 0
+    assert cut_of("paper", link, ServerLoad(100, 0)) == 5
+
+
+def test_bytes_that_go_at_once_cost_nothing() -> None:
+    thin = LinkReading(0.001, 1e-5, free_bytes=150_000)
+    assert cut_of("load-aware", thin) == 0

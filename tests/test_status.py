@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from loadpart.v1 import offload_pb2
 from loadpart_edge.scheduler import Scheduler
 from loadpart_edge.settings import load_settings
 from loadpart_edge.status import StatusBoard
@@ -39,7 +40,8 @@ def test_watchers_get_the_status_now_then_changes_and_then_the_end() -> None:
         told = asyncio.Event()
 
         async def watch() -> None:
-            async for each in status.watch():
+            async for written in status.watch():
+                each = offload_pb2.WatchStatusResponse.FromString(written).status
                 seen.append(each.draining)
                 if each.draining:
                     told.set()

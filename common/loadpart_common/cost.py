@@ -8,7 +8,7 @@ so a plan that is no vertex of the lower convex hull of the points wins for no w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -42,8 +42,7 @@ class Point:
     remote: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(NamedTuple):
     """The state of the world.
 
     Attributes:
@@ -51,12 +50,14 @@ class Weights:
         seconds_per_byte: Of the uplink.
         server_slow_down: Measured over predicted seconds of tails.
         fixed_seconds: What any remote plan costs: round trip, queue wait, reply.
+        free_bytes: Bytes that the uplink carries at once; only those beyond cost time.
     """
 
     device_slow_down: float
     seconds_per_byte: float
     server_slow_down: float
     fixed_seconds: float
+    free_bytes: float = 0.0
 
 
 class Plans:
@@ -77,11 +78,14 @@ class Plans:
     def seconds(self, weights: Weights, batch: int = 1) -> list[float]:
         """Predicted latency of every plan, in the order of `points`."""
         device = weights.device_slow_down * batch
-        link = weights.seconds_per_byte * batch
+        link, free = weights.seconds_per_byte, weights.free_bytes
         server = weights.server_slow_down * batch
         fixed = weights.fixed_seconds
         return [
-            head * device + nbytes * link + tail * server + remote * fixed for head, nbytes, tail, remote in self._rows
+            head * device + (nbytes * batch - free) * link + tail * server + remote * fixed
+            if nbytes * batch > free
+            else head * device + tail * server + remote * fixed
+            for head, nbytes, tail, remote in self._rows
         ]
 
     def choose(
@@ -101,6 +105,11 @@ class Plans:
         if kept is not None and seconds[best] > seconds[kept] * (1 - threshold):
             best = kept
         return self.points[best], seconds[best]
+
+    def seconds_of(self, cut: int, weights: Weights, batch: int = 1) -> tuple[Point, float] | None:
+        """The plan with a cut, and its predicted latency in seconds; None when it is not among the plans."""
+        position = self._position.get(cut)
+        return None if position is None else (self.points[position], self.seconds(weights, batch)[position])
 
 
 def points(graph: Graph, head_seconds: Array, tail_seconds: Array) -> tuple[Point, ...]:

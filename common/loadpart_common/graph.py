@@ -157,9 +157,7 @@ class Graph:
         Raises:
             CutError: The cut is not valid.
         """
-        if index not in self._heads:
-            self._heads[index] = self._head(index)
-        return self._heads[index]
+        return self.segment(0, self.cut(index).index)
 
     def tail(self, index: int) -> Segment:
         """What the server runs for a cut; nothing for the last one.
@@ -167,26 +165,21 @@ class Graph:
         Raises:
             CutError: The cut is not valid.
         """
-        if index not in self._tails:
-            cut = self.cut(index)
-            outputs = dict.fromkeys(self.outputs[i] for i in cut.server_outputs)
-            self._tails[index] = Segment(index, self.whole, cut.live, tuple(outputs))
-        return self._tails[index]
+        return self.segment(self.cut(index).index, self.whole)
+
+    def segment(self, first: int, stop: int) -> Segment:
+        """Layers `first` to `stop` - 1 as one piece; both must be valid cuts."""
+        key = (first, stop)
+        if key not in self._segments:
+            used = {value for layer in self.layers[first:stop] for value in layer.inputs if value.layer < first}
+            made = [value for value in self.cut(stop).live if value.layer >= first]
+            outputs = [value for value in self.outputs if first <= value.layer < stop]
+            self._segments[key] = Segment(first, stop, tuple(sorted(used)), tuple(dict.fromkeys([*made, *outputs])))
+        return self._segments[key]
 
     @cached_property
-    def _heads(self) -> dict[int, Segment]:
+    def _segments(self) -> dict[tuple[int, int], Segment]:
         return {}
-
-    @cached_property
-    def _tails(self) -> dict[int, Segment]:
-        return {}
-
-    def _head(self, index: int) -> Segment:
-        cut = self.cut(index)
-        made = [value for value in cut.live if value.layer >= 0]
-        outputs = [value for value in self.outputs if 0 <= value.layer < index]
-        inputs = {value for layer in self.layers[:index] for value in layer.inputs if value.layer < 0}
-        return Segment(0, index, tuple(sorted(inputs)), tuple(dict.fromkeys([*made, *outputs])))
 
     def _barrier_at(self, index: int) -> Barrier | None:
         return next((barrier for barrier in self.barriers if barrier.first < index <= barrier.last), None)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadpart.v1 import offload_pb2
+    from loadpart_common.cost import Point
     from loadpart_common.graph import Graph
     from loadpart_common.store import StoredModel
     from loadpart_common.tensors import Array
@@ -61,6 +62,7 @@ class OffloadClient:
         deadline: float | None = None,
         threads: int | None = None,
         cache: str | os.PathLike[str] | None = None,
+        latency_folder: str | os.PathLike[str] | None = None,
         connect_timeout: float = 5.0,
         segment_memory_bytes: int = 512 << 20,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
@@ -78,6 +80,8 @@ class OffloadClient:
             threads: Cores to compute on; all by default. Results have the same bits as the server's when it computes on
                 as many.
             cache: Folder for fetched models; `~/.cache/loadpart/models` by default.
+            latency_folder: Folder with what `calibrate` and `profile` measured of this machine;
+                `~/.cache/loadpart/latency` by default.
             connect_timeout: Seconds to wait for the server before going on without it.
             segment_memory_bytes: Bound on the memory of built segments, weights left out.
             max_message_bytes: Largest message that is sent.
@@ -94,6 +98,7 @@ class OffloadClient:
         self._closed = threading.Event()
         self._name = model
         self._deadline = deadline
+        self._info: offload_pb2.ModelInfo | None = None
         self._server = Server(target, max_message_bytes)
         try:
             stored, why_not = self._find_model(Path(cache) if cache else default_cache(), connect_timeout, on_progress)
@@ -102,13 +107,16 @@ class OffloadClient:
             self._graph: Graph = stored.manifest.graph
             self._policy = make_policy(policy, self._graph)
             self._local = LocalRuntime(
-                stored, threads=threads or len(os.sched_getaffinity(0)), memory_limit_bytes=segment_memory_bytes
+                stored,
+                threads=threads or len(os.sched_getaffinity(0)),
+                memory_limit_bytes=segment_memory_bytes,
+                latency_folder=Path(latency_folder) if latency_folder else None,
+                on_change=self._update_plans,
             )
         except BaseException:
             self._server.close()
             raise
-        self._info: offload_pb2.ModelInfo | None = None
-        self._plans = Plans(points(self._graph, self._local.head_seconds, self._local.head_seconds * 0)[-1:])
+        self._plans = Plans(self._points(None)[-1:])
         self._monitor = Monitor(self._server, self._on_models, lambda: self._local.is_quiet)
         if why_not is not None:
             self._monitor.failed(why_not)
@@ -124,7 +132,7 @@ class OffloadClient:
         atexit.register(close_at_exit)
         self._local.when_started(lambda: atexit.register(close_at_exit))
         wanted = [] if isinstance(policy, str) else [policy]
-        self._local.build([self._graph.whole, *wanted], self._update_plans)
+        self._local.build([self._graph.whole, *wanted])
         self._monitor.start()
 
     def __enter__(self) -> Self:
@@ -245,7 +253,9 @@ class OffloadClient:
             return Choice(self._graph.whole, choice.predicted_seconds, lambda: why), None
         values.update(zip(self._graph.tail(cut.index).outputs, reply.outputs, strict=True))
         self._monitor.heard(reply.status)
-        self._monitor.link.record(sum(array.nbytes for array in arrays), reply.network_seconds)
+        self._monitor.served(reply.queue_seconds, reply.tail_seconds)
+        sent, received = (sum(array.nbytes for array in each) for each in (arrays, reply.outputs))
+        self._monitor.link.record(sent, received, reply.network_seconds)
         return choice, reply
 
     def _patience(self, cut: int, batch: int, started: float) -> float:
@@ -280,17 +290,23 @@ class OffloadClient:
         self._update_plans()
         if info is not None:
             ready = set(info.ready_cuts)
-            plans = points(self._graph, self._local.head_seconds, np.array(info.tail_seconds))
-            hull = lower_hull([point for point in plans if point.cut in ready or not point.remote])
-            self._local.build([point.cut for point in hull], self._update_plans)
+            hull = lower_hull([point for point in self._points(info) if point.cut in ready or not point.remote])
+            self._local.build([point.cut for point in hull])
 
     def _update_plans(self) -> None:
         """Makes the plans anew: those whose head is built here and whose tail is built there, and the local one."""
         info, built = self._info, self._local.ready_cuts
-        tails = np.array(info.tail_seconds) if info else np.zeros(self._graph.whole + 1)
         ready = built & set(info.ready_cuts) if info else frozenset[int]()
-        plans = points(self._graph, self._local.head_seconds, tails)
-        self._plans = Plans([point for point in plans if point.cut in ready or not point.remote])
+        self._plans = Plans([point for point in self._points(info) if point.cut in ready or not point.remote])
+
+    def _points(self, info: offload_pb2.ModelInfo | None) -> tuple[Point, ...]:
+        """The points of all cuts, as the policy predicts them; tails cost nothing as long as the server is unknown."""
+        heads = self._local.regressed_head_seconds if self._policy.regressed else self._local.head_seconds
+        if info is None:
+            return points(self._graph, heads, np.zeros(self._graph.whole + 1))
+        return points(
+            self._graph, heads, np.array(info.regressed_tail_seconds if self._policy.regressed else info.tail_seconds)
+        )
 
 
 def _close_if_alive(reference: weakref.ref[OffloadClient]) -> None:

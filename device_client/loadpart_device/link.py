@@ -1,4 +1,13 @@
-"""What is known of the link: round trip and bandwidth, from timed requests."""
+"""What is known of the link: round trip and bandwidth, up and down, from timed requests.
+
+A request that carries n bytes is on the way for
+
+    round trip + max(n - f, 0) * seconds per byte
+
+f are the bytes that go through at once, since shapers and radios let a burst pass after a pause: a bucket of so many
+bytes that fills again at the rate of the link (a token bucket). A short message therefore tells nothing of the
+bandwidth, and a message right after a longer one tells it exactly, because the bucket is empty.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +15,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,70 +24,166 @@ MEASURABLE_BYTES = 32 << 10
 """Fewer bytes fit into buffers on the way, and tell of the round trip, not of the bandwidth."""
 
 _ROUND_TRIPS = 8
-_TRANSFERS = 3
+_TRANSFERS = 8
+_SAME = 0.15
+"""Readings that differ by less are of the same link; two in a row that differ by more are of another one."""
+_LARGEST_BURST_SHARE = 0.75
+_LEAST_SECONDS_PER_BYTE = 1e-11  # 800 Gbit/s: what a clock cannot tell from nothing
 
 
-@dataclass(frozen=True, slots=True)
-class LinkReading:
+class LinkReading(NamedTuple):
     """A state of the link.
 
     Attributes:
         round_trip_seconds: Of a small request, there and back.
         seconds_per_byte: Of the uplink; the inverse of its bandwidth.
+        free_bytes: That the uplink would carry at once now.
+        down_seconds_per_byte: Of the downlink; that of the uplink as long as it has not been measured.
+        down_free_bytes: That the downlink would carry at once.
+        spread: Median deviation of the latest readings of the uplink from their median, as a share; 1 when there is
+            one only.
+        naive_bytes_per_second: Mean of bytes over seconds of the latest transfers, round trips and all: what a
+            simpler estimator would take for the bandwidth.
     """
 
     round_trip_seconds: float
     seconds_per_byte: float
+    free_bytes: float = 0.0
+    down_seconds_per_byte: float = 0.0
+    down_free_bytes: float = 0.0
+    spread: float = 1.0
+    naive_bytes_per_second: float = 0.0
+
+    def reply_seconds(self, nbytes: float) -> float:
+        """Seconds that an answer of so many bytes takes beyond the round trip."""
+        return max(nbytes - self.down_free_bytes, 0.0) * self.down_seconds_per_byte
 
     def __str__(self) -> str:
         megabits = 8e-6 / max(self.seconds_per_byte, 1e-12)
         return f"{megabits:.3g} Mbit/s, round trip {self.round_trip_seconds * 1e3:.2g} ms"
 
 
-class LinkEstimator:
-    """The least of the latest round trips, since all noise adds to them, and the median of the latest bandwidths.
+class _Direction:
+    """One direction of the link: its rate, and the bucket of bytes that go through at once."""
 
-    Thread-safe.
+    def __init__(self) -> None:
+        self.seconds_per_byte: float | None = None
+        self.spread = 1.0
+        self.burst_bytes = 0.0
+        self.emptied_at = float("-inf")
+        self._readings: deque[float] = deque(maxlen=_TRANSFERS)
+
+    def record(self, nbytes: int, seconds: float, idle_seconds: float) -> None:
+        """Takes in a transfer that began so many seconds after the end of the last one."""
+        rate = seconds / (nbytes - min(self.burst_bytes, nbytes * _LARGEST_BURST_SHARE))
+        if idle_seconds < self.burst_bytes * rate:  # the bucket had not filled again
+            rate = (seconds + idle_seconds) / nbytes
+        self._add(rate)
+
+    def record_pair(self, first: tuple[int, float], second: tuple[int, float]) -> None:
+        """Takes in two transfers in a row, bytes and seconds each: the second one finds the bucket empty."""
+        self._add(second[1] / second[0])
+        rate = self.seconds_per_byte or _LEAST_SECONDS_PER_BYTE
+        self.burst_bytes = min(max(first[0] - first[1] / rate, 0.0), first[0] * _LARGEST_BURST_SHARE)
+
+    def free_bytes(self, now: float) -> float:
+        """Bytes that have gathered in the bucket."""
+        rate = self.seconds_per_byte
+        return min(self.burst_bytes, (now - self.emptied_at) / rate) if rate else 0.0
+
+    def _add(self, rate: float) -> None:
+        rate = max(rate, _LEAST_SECONDS_PER_BYTE)
+        if len(self._readings) >= 2:
+            before = statistics.median(list(self._readings)[:-1])
+            moved = [each / before - 1 for each in (self._readings[-1], rate)]
+            if min(moved) > _SAME or max(moved) < -_SAME:  # twice in a row, the same way: it is another link now
+                last = self._readings[-1]
+                self._readings.clear()
+                self._readings.append(last)
+        self._readings.append(rate)
+        self.seconds_per_byte = middle = statistics.median(self._readings)
+        if len(self._readings) > 1:
+            self.spread = statistics.median(abs(each - middle) for each in self._readings) / middle
+
+
+class LinkEstimator:
+    """The least of the latest round trips, since all noise adds to them, and medians of the latest bandwidths.
+
+    One odd transfer moves nothing; two in a row that agree are believed. Thread-safe.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
-        self._transfers: deque[float] = deque(maxlen=_TRANSFERS)
-        self._reading: LinkReading | None = None
-        self._read_at = float("-inf")
-
-    def record(self, nbytes: int, seconds: float) -> None:
-        """Takes in a request.
-
-        Args:
-            nbytes: Bytes that it carried up.
-            seconds: On the way, both ways, without what the server took.
-        """
-        with self._lock:
-            if nbytes < MEASURABLE_BYTES:
-                self._round_trips.append(seconds)
-            elif self._round_trips:
-                self._transfers.append(max(seconds - min(self._round_trips), 1e-9) / nbytes)
-                self._read_at = self._clock()
-            if self._round_trips and self._transfers:
-                self._reading = LinkReading(min(self._round_trips), statistics.median(self._transfers))
+        self.forget()
 
     def forget(self) -> None:
         """Drops all readings: the link is another one now."""
         with self._lock:
-            self._round_trips.clear()
-            self._transfers.clear()
-            self._reading = None
+            self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
+            self._up, self._down = _Direction(), _Direction()
+            self._naive: deque[float] = deque(maxlen=_TRANSFERS)
+            self._least_round_trip: float | None = None
             self._read_at = float("-inf")
+
+    def record(self, up_bytes: int, down_bytes: int, seconds: float) -> None:
+        """Takes in a request that has just ended.
+
+        Args:
+            up_bytes: Bytes that it carried up.
+            down_bytes: Bytes that it carried down.
+            seconds: On the way, both ways, without what the server took.
+        """
+        with self._lock:
+            now = self._clock()
+            if up_bytes < MEASURABLE_BYTES:
+                if down_bytes < MEASURABLE_BYTES:
+                    self._round_trips.append(seconds)
+                    self._least_round_trip = min(self._round_trips)
+                return
+            if self._least_round_trip is None:
+                return
+            self._naive.append(up_bytes / seconds)
+            reading = self._reading(now)
+            reply = reading.reply_seconds(down_bytes) if reading else 0.0
+            transfer = max(seconds - self._least_round_trip - reply, 0.0)
+            self._up.record(up_bytes, transfer, max(now - seconds - self._up.emptied_at, 0.0))
+            self._up.emptied_at = self._read_at = now
+
+    def record_pair(self, first: tuple[int, float], second: tuple[int, float], *, down: bool = False) -> None:
+        """Takes in two probes, one right after the other, bytes and seconds each; the second has just ended."""
+        with self._lock:
+            least = self._least_round_trip
+            if least is None:
+                return
+            direction = self._down if down else self._up
+            direction.record_pair((first[0], max(first[1] - least, 0.0)), (second[0], max(second[1] - least, 0.0)))
+            direction.emptied_at = self._clock()
+            if not down:
+                self._naive += (nbytes / seconds for nbytes, seconds in (first, second))
+                self._read_at = direction.emptied_at
 
     @property
     def reading(self) -> LinkReading | None:
         """The state of the link, or None as long as it is unknown."""
-        return self._reading
+        with self._lock:
+            return self._reading(self._clock())
 
     @property
     def age_seconds(self) -> float:
-        """Seconds since the bandwidth was last read; infinite when it never was."""
+        """Seconds since the uplink was last read; infinite when it never was."""
         return self._clock() - self._read_at
+
+    def _reading(self, now: float) -> LinkReading | None:
+        up = self._up.seconds_per_byte
+        if self._least_round_trip is None or up is None:
+            return None
+        return LinkReading(
+            self._least_round_trip,
+            up,
+            self._up.free_bytes(now),
+            self._down.seconds_per_byte or up,
+            self._down.free_bytes(now),
+            self._up.spread,
+            sum(self._naive) / len(self._naive),
+        )

@@ -12,12 +12,13 @@ import grpc
 
 from loadpart_common.errors import OffloadError, UnavailableError, from_rpc_error
 from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator
-from loadpart_device.policies import ServerLoad
+from loadpart_device.load import LoadFollower
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadpart.v1 import offload_pb2
+    from loadpart_device.policies import ServerLoad
     from loadpart_device.server import Server, StatusStream
 
 _FIRST_RETRY_SECONDS = 0.25
@@ -26,8 +27,9 @@ _CALL_SECONDS = 10.0
 _PROBE_PERIOD_SECONDS = 5.0
 _PROBE_SHARE = 0.01  # of the link's time that probes may take
 _PROBE_BYTES = 2 * MEASURABLE_BYTES
-_LARGE_PROBE_BYTES = 16 * MEASURABLE_BYTES
-_QUICK_SECONDS = 0.005  # a probe that is through sooner was too small for the link
+_LARGEST_PROBE_BYTES = 1 << 20
+_PROBE_SECONDS = 0.025  # of a probe that is long enough for a clock, on a quick link
+_PAIRS_A_DOWNLINK = 6  # pairs of probes, after which the downlink is probed too: answers are small
 _BUSY_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,6 @@ class Monitor:
 
     Attributes:
         link: What is known of the link.
-        load: What the server last said of itself; None before the first time.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Monitor:
         self._closing = threading.Event()
         self._measured = threading.Event()
         self._connected = threading.Event()
-        self.load: ServerLoad | None = None
+        self._load = LoadFollower()
+        self._models_version: int | None = None
+        self._pairs = 0
         self._why_not = ""
         self._retry_at = 0.0
         self._failures = 0
@@ -82,14 +85,23 @@ class Monitor:
         """Why the server should not be asked now; None when it may be."""
         if self._retry_at and (left := self._retry_at - time.monotonic()) > 0:
             return f"{self._why_not}; it is tried again in {left:.1f} s"
-        if self.load is not None and self.load.draining:
+        if self._load.draining:
             return "the server is shutting down"
         return None
 
+    @property
+    def load(self) -> ServerLoad | None:
+        """The server's load as it is expected to be now; None when it is unknown."""
+        return self._load.now()
+
     def heard(self, status: offload_pb2.ServerStatus) -> None:
         """Takes in a status; the server is there."""
-        self.load = ServerLoad(status.slow_down, status.backlog_seconds, status.draining)
+        self._load.heard(status)
         self._failures, self._retry_at = 0, 0.0
+
+    def served(self, queue_seconds: float, tail_seconds: float) -> None:
+        """Takes in what a request of this device's was to the server."""
+        self._load.served(queue_seconds, tail_seconds)
 
     def failed(self, error: OffloadError) -> None:
         """Takes in a failure: the server is left alone for a while, twice as long as the last time."""
@@ -116,10 +128,13 @@ class Monitor:
     def _follow(self) -> None:
         while not self._closing.is_set():
             try:
-                models = self._server.list_models(_CALL_SECONDS)
+                self._server.list_models(_CALL_SECONDS)  # waits for a server that is about to start
+                self._models_version = None
                 self._stream = self._server.watch_status()
-                self._on_models(models)
                 for message in self._stream:
+                    if message.status.models_version != self._models_version:
+                        self._on_models(self._server.list_models(_CALL_SECONDS))
+                        self._models_version = message.status.models_version
                     self.heard(message.status)
                     self._connected.set()
                 raise UnavailableError("it ended the status stream")
@@ -152,11 +167,15 @@ class Monitor:
             self._closing.wait(pause)
 
     def _measure(self) -> None:
-        """Times small requests and one of measurable size, and a larger one if that was too quick to tell."""
+        """Times small requests, and two large ones in a row, the second as large as the link is quick."""
         for _ in range(3 if self.link.reading is None else 1):
-            self.link.record(0, self._server.probe(b"", _CALL_SECONDS))
-        for size in (_PROBE_BYTES, _LARGE_PROBE_BYTES):
-            seconds = self._server.probe(os.urandom(size), _CALL_SECONDS)
-            self.link.record(size, seconds)
-            if seconds > _QUICK_SECONDS:
-                break
+            self.link.record(0, 0, self._server.probe(b"", _CALL_SECONDS))
+        self._measure_pair(lambda size: self._server.probe(os.urandom(size), _CALL_SECONDS), down=False)
+        if self._pairs % _PAIRS_A_DOWNLINK == 0:
+            self._measure_pair(lambda size: self._server.probe(b"", _CALL_SECONDS, response_bytes=size), down=True)
+        self._pairs += 1
+
+    def _measure_pair(self, probe: Callable[[int], float], *, down: bool) -> None:
+        first = probe(_PROBE_BYTES)
+        size = int(_PROBE_BYTES * min(max(_PROBE_SECONDS / max(first, 1e-4), 1.0), _LARGEST_PROBE_BYTES / _PROBE_BYTES))
+        self.link.record_pair((_PROBE_BYTES, first), (size, probe(size)), down=down)

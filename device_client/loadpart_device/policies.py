@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from loadpart_common.cost import Weights
 from loadpart_common.errors import SettingsError
@@ -18,19 +19,24 @@ if TYPE_CHECKING:
 SWITCH_THRESHOLD = 0.05
 """Least predicted gain that is worth another plan than the last; noise moves predictions by a few per cent."""
 
+_TOGETHER = 16
+"""Devices that may change their plans at once: of more that follow a server, each one waits for a while by chance."""
+
 
 class ServerLoad(NamedTuple):
-    """What the server last said of itself.
+    """The server's load, as it is expected to be when a request comes.
 
     Attributes:
         slow_down: Measured over predicted seconds of tails.
-        backlog_seconds: Seconds until a job that comes now is started.
+        backlog_seconds: Seconds until a job that comes is started.
         draining: It takes no more.
+        watchers: Devices that follow its status.
     """
 
     slow_down: float
     backlog_seconds: float
     draining: bool = False
+    watchers: int = 1
 
 
 class World(NamedTuple):
@@ -50,15 +56,22 @@ class World(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A cut, the latency that is expected of it (None when unknown), and why."""
+    """A cut, the latency that is expected of it (None when unknown), why, and the weights that it comes from."""
 
     cut: int
     predicted_seconds: float | None
     explain: Callable[[], str]
+    weights: Weights | None = None
 
 
 class Policy(ABC):
-    """Chooses a cut before each inference; remembers the last one."""
+    """Chooses a cut before each inference; remembers the last one.
+
+    Attributes:
+        regressed: Whether its plans are to be predicted from the costs of operators alone.
+    """
+
+    regressed: ClassVar[bool] = False
 
     def __init__(self, graph: Graph) -> None:
         self._whole = graph.whole
@@ -78,11 +91,20 @@ class Policy(ABC):
 
 
 class LoadAware(Policy):
-    """The plan with the least predicted latency, from the link and the server's load."""
+    """The plan with the least predicted latency, from the link and the server's load.
 
-    def __init__(self, graph: Graph) -> None:
+    It changes plans only for a gain above `SWITCH_THRESHOLD`, and where many devices follow a server only some of them
+    change at a time: if all went at once to a server that has become idle, they would find it overloaded, and leave
+    it at once.
+    """
+
+    threshold: ClassVar[float] = SWITCH_THRESHOLD
+
+    def __init__(self, graph: Graph, random_source: random.Random | None = None) -> None:
         super().__init__(graph)
+        self._reply_bytes = sum(spec.nbytes(1) for spec in graph.output_specs)
         self._last: int | None = None
+        self._random = random_source or random.Random()
 
     def choose(self, plans: Plans, world: World, batch: int) -> Choice:
         """See `Policy.choose`."""
@@ -92,30 +114,61 @@ class LoadAware(Policy):
             return self._local("the link has not been measured yet")
         if world.load is None:
             return self._local("the server's load is not known yet")
-        weights = self._weights(world, world.link, world.load)
-        point, seconds = plans.choose(weights, batch, current=self._last, threshold=SWITCH_THRESHOLD)
+        weights = self.weights(world, world.link, world.load, batch)
+        point, seconds = plans.choose(weights, batch, current=self._last, threshold=self.threshold)
+        why = "least"
+        if point.cut != self._last and self._last is not None and self._waits(world.load):
+            kept = plans.seconds_of(self._last, weights, batch)
+            if kept is not None:
+                point, seconds, why = (
+                    *kept,
+                    "kept for now, since other devices may be changing plans too; not the least",
+                )
         self._last = point.cut
-        return Choice(point.cut, seconds, lambda: _explain(plans, weights, batch, point.cut, seconds, world.link))
+        return Choice(
+            point.cut, seconds, lambda: _explain(plans, weights, batch, point.cut, seconds, world.link, why), weights
+        )
 
-    def _weights(self, world: World, link: LinkReading, load: ServerLoad) -> Weights:
+    def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
+        """The weights that this policy gives what is known."""
         return Weights(
             device_slow_down=world.device_slow_down,
             seconds_per_byte=link.seconds_per_byte,
             server_slow_down=load.slow_down,
-            fixed_seconds=link.round_trip_seconds + load.backlog_seconds,
+            fixed_seconds=link.round_trip_seconds
+            + load.backlog_seconds
+            + link.reply_seconds(self._reply_bytes * batch),
+            free_bytes=link.free_bytes,
         )
+
+    def _waits(self, load: ServerLoad) -> bool:
+        return load.watchers > _TOGETHER and self._random.random() > _TOGETHER / load.watchers
 
 
 class BandwidthOnly(LoadAware):
     """Neurosurgeon's rule (Kang et al., ASPLOS 2017): the link counts, the server is taken to be idle."""
 
-    def _weights(self, world: World, link: LinkReading, load: ServerLoad) -> Weights:  # noqa: ARG002  # that is the rule
-        return Weights(
-            device_slow_down=world.device_slow_down,
-            seconds_per_byte=link.seconds_per_byte,
-            server_slow_down=1.0,
-            fixed_seconds=link.round_trip_seconds,
-        )
+    def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
+        """See `LoadAware.weights`."""
+        return super().weights(world, link, ServerLoad(1.0, 0.0, load.draining, load.watchers), batch)
+
+
+class Paper(LoadAware):
+    """LoADPart as published (Liu et al., ICDCS 2022), as far as that is known: a baseline to measure against.
+
+    Heads and tails are predicted from regressions over operators, the server's slow-down multiplies the tail, and the
+    bandwidth is the mean of recent measurements, round trips and all. It has no queue, no hysteresis, no chance.
+    """
+
+    regressed = True
+    threshold = 0.0
+
+    def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:  # noqa: ARG002
+        """See `LoadAware.weights`."""
+        return Weights(1.0, 1 / max(link.naive_bytes_per_second, 1e-9), load.slow_down, 0.0)
+
+    def _waits(self, load: ServerLoad) -> bool:  # noqa: ARG002
+        return False
 
 
 class FixedCut(Policy):
@@ -133,9 +186,11 @@ class FixedCut(Policy):
         return Choice(self._cut, None, lambda: f"policy {self._name}")
 
 
-_ADAPTIVE = {"load-aware": LoadAware, "bandwidth-only": BandwidthOnly}
+ADAPTIVE: dict[str, type[LoadAware]] = {"load-aware": LoadAware, "bandwidth-only": BandwidthOnly, "paper": Paper}
+"""Policies that weigh plans."""
+
 _FIXED = ("local", "offload")
-POLICIES = (*_ADAPTIVE, *_FIXED)
+POLICIES = (*ADAPTIVE, *_FIXED)
 """Names of the policies; a number is a policy too: that cut."""
 
 
@@ -148,17 +203,19 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
     """
     if isinstance(policy, int):
         return FixedCut(graph, policy, f"cut {policy}")
-    if policy in _ADAPTIVE:
-        return _ADAPTIVE[policy](graph)
+    if policy in ADAPTIVE:
+        return ADAPTIVE[policy](graph)
     if policy in _FIXED:
         return FixedCut(graph, graph.whole if policy == "local" else 0, policy)
     raise SettingsError(f"policy: expected one of {', '.join(POLICIES)} or the number of a cut, got {policy!r}")
 
 
-def _explain(plans: Plans, weights: Weights, batch: int, cut: int, seconds: float, link: LinkReading | None) -> str:
+def _explain(
+    plans: Plans, weights: Weights, batch: int, cut: int, seconds: float, link: LinkReading | None, why: str
+) -> str:
     local = plans.seconds(weights, batch)[-1]
     return (
-        f"cut {cut}: least of {len(plans.points)} plans, {seconds * 1e3:.1f} ms predicted "
+        f"cut {cut}: {why} of {len(plans.points)} plans, {seconds * 1e3:.1f} ms predicted "
         f"(local {local * 1e3:.1f} ms); link {link}, server slow-down {weights.server_slow_down:.2f}, "
         f"round trip and backlog {weights.fixed_seconds * 1e3:.1f} ms"
     )

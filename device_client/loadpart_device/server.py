@@ -115,13 +115,13 @@ class Server:
             status=response.status,
         )
 
-    def probe(self, payload: bytes, timeout_seconds: float) -> float:
-        """Carries bytes to the server and an empty answer back; gives the seconds on the way.
+    def probe(self, payload: bytes, timeout_seconds: float, *, response_bytes: int = 0) -> float:
+        """Carries bytes to the server and so many back; gives the seconds on the way.
 
         Raises:
             OffloadError: The server could not be reached.
         """
-        request = offload_pb2.ProbeRequest(payload=payload)
+        request = offload_pb2.ProbeRequest(payload=payload, response_bytes=response_bytes)
         started = time.perf_counter()
         response = _call(self._probe, request, timeout_seconds)
         return max(0.0, time.perf_counter() - started - float(response.server_seconds))

@@ -1,4 +1,4 @@
-"""The command line of the edge server: serve, export, models."""
+"""The command line of the edge server: serve, export, models, calibrate, profile."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from loadpart_common import console
 from loadpart_common.errors import OffloadError
+from loadpart_common.machine import Measurements
 from loadpart_common.store import ModelStore
 from loadpart_common.zoo import NETWORKS
 from loadpart_common.zoo import export as export_network
@@ -44,6 +45,7 @@ def serve(
     queue_limit: Annotated[int | None, typer.Option(help="Jobs that may wait; more are refused.")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest message that is accepted.")] = None,
     segment_memory_bytes: Annotated[int | None, typer.Option(help="Memory of a worker's compiled tails.")] = None,
+    latency_folder: console.LatencyFolder = None,
     status_period_seconds: Annotated[float | None, typer.Option(help="Period of the status stream.")] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="How long SIGTERM waits for jobs.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -55,12 +57,8 @@ def serve(
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s daemon: %(message)s", stream=sys.stderr
     )
-    with _progress("building tails") as progress:
-        task = progress.add_task("building tails", total=None)
-        daemon = Daemon(
-            settings, lambda done, total: progress.update(task, completed=done, total=total, visible=done < total)
-        )
-        asyncio.run(daemon.run())
+    with console.progress("building tails") as tell:
+        asyncio.run(Daemon(settings, tell).run())
 
 
 @app.command()
@@ -83,8 +81,9 @@ def export(
     if missing:
         chosen = [name for name in chosen if name not in target.names()]
     lines = tuple(labels.read_text(encoding="utf-8").splitlines()) if labels else None
-    with _progress("exporting") as progress:
-        for name in progress.track(chosen, description="exporting"):
+    with console.progress("exporting") as tell:
+        for done, name in enumerate(chosen):
+            tell(done, len(chosen))
             with target.adding(name) as path:
                 export_network(name, path, seed=seed, checkpoint=checkpoint)
             if lines is not None:
@@ -121,17 +120,38 @@ def models(store: Store = None, config: Config = None) -> None:
         Console().print(f"no models in {target.folder}: 'loadpart-edge export' puts some there", highlight=False)
 
 
-def _progress(what: str) -> Progress:
-    """A progress bar on stderr, where there is a terminal."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+@app.command()
+def calibrate(
+    threads: console.Threads = None,
+    latency_folder: console.LatencyFolder = None,
+    config: Config = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the latency model in use; measure nothing.")] = False,
+) -> None:
+    """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
+    settings = load_settings({"threads": threads, "latency_folder": latency_folder}, config)
+    measurements = Measurements(settings.worker_threads, settings.latency_folder)
+    if show:
+        console.show(measurements.model(), measurements.model_path)
+    else:
+        console.calibrate(measurements, settings.worker_threads)
+
+
+@app.command()
+def profile(
+    names: Annotated[list[str] | None, typer.Argument(help="Models in the store; all if absent.")] = None,
+    threads: console.Threads = None,
+    store: Store = None,
+    latency_folder: console.LatencyFolder = None,
+    config: Config = None,
+) -> None:
+    """Measures heads and tails of models on this machine; the daemon takes their figures from then on."""
+    settings = load_settings({"threads": threads, "store": store, "latency_folder": latency_folder}, config)
+    measurements = Measurements(settings.worker_threads, settings.latency_folder)
+    models = ModelStore(settings.store)
+    for name in names or models.names():
+        console.profile(measurements, settings.worker_threads, models.open(name))
 
 
 def main() -> None:
-    """Entry point: a domain error is one line on stderr and exit code 1."""
-    try:
-        app()
-    except OffloadError as error:
-        print(f"loadpart-edge: {error}", file=sys.stderr)
-        sys.exit(1)
+    """Entry point."""
+    console.run(app, "loadpart-edge")

@@ -50,6 +50,7 @@ class Daemon:
         self._metrics = Metrics()
         self._models = ServedModels(ModelStore(settings.store), settings)
         self._health = health.aio.HealthServicer()
+        self._preparations: list[Prepare] = []
         self._built = 0
 
     async def run(self) -> None:
@@ -64,8 +65,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        scheduler = Scheduler(settings, self._models.preparations(), on_prepared=self._on_prepared)
-        board = StatusBoard(scheduler, settings.status_period_seconds)
+        canary = self._models.canary()
+        self._preparations = list(dict.fromkeys([*self._models.preparations(), canary]))
+        scheduler = Scheduler(settings, self._preparations, canary=canary, on_prepared=self._on_prepared)
+        board = StatusBoard(scheduler, settings.status_period_seconds, lambda: self._models.version)
         scheduler.on_change = board.queue_changed
         self._metrics.follow(scheduler, board)
         service = OffloadService(settings, self._models, scheduler, board, self._metrics)
@@ -105,10 +108,10 @@ class Daemon:
 
     def _on_prepared(self, preparation: Prepare, prepared: Prepared | None) -> None:
         if prepared is not None:
-            self._models.get(preparation.model).measured(preparation.cut, prepared.seconds)
+            self._models.get(preparation.model).prepared(preparation.cut, prepared.seconds)
             self._metrics.worker_memory.set(prepared.resident_bytes)
         self._built += 1
-        self._on_progress(self._built, len(self._models.preparations()) * self._settings.workers)
+        self._on_progress(self._built, len(self._preparations) * self._settings.workers)
 
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE, *(model.name for model in self._models)):

@@ -1,7 +1,8 @@
-"""How loaded the server is: slow-down, processor and GPU utilisation."""
+"""How loaded the server is: slow-down, mean backlog, processor and GPU utilisation."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -12,22 +13,25 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_WINDOW_SECONDS = 5.0
-_WINDOW_JOBS = 32
+_FRESH_SECONDS = 1.0
+_LEAST_READINGS = 3
+_MOST_READINGS = 32
+_STALE_SECONDS = 10.0
+_MEAN_SECONDS = 1.0
 
 
 class SlowDown:
-    """Measured over predicted tail time in the recent past.
+    """Measured over predicted time of tails, or of a canary that is run when there are none, in the recent past.
 
-    Readings age: when no tail has run for the length of the window it is 1 again, so that devices which turned to
-    themselves come back and take a new reading.
+    The median of the last second's readings, or of the last three when that second had fewer: enough to pass over one
+    odd run, few enough to follow a change within three. Without any reading for long it is 1 again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._readings: deque[tuple[float, float]] = deque(maxlen=_WINDOW_JOBS)
+        self._readings: deque[tuple[float, float]] = deque(maxlen=_MOST_READINGS)
         self._median = 1.0
-        self._oldest = float("inf")
+        self._until = math.inf
 
     def record(self, predicted: float, measured: float) -> None:
         """Notes what a tail was predicted to take and what it took, in seconds."""
@@ -37,18 +41,52 @@ class SlowDown:
 
     @property
     def value(self) -> float:
-        """The slow-down: median of the window, and at least 1; a lucky run makes no faster server."""
-        if self._clock() - self._oldest > _WINDOW_SECONDS:
+        """The slow-down, at least 1: a lucky run makes no faster server."""
+        if self._clock() > self._until:
             self._refresh()
         return self._median
 
+    @property
+    def age_seconds(self) -> float:
+        """Seconds since the last reading; infinite before the first."""
+        return self._clock() - self._readings[-1][0] if self._readings else math.inf
+
     def _refresh(self) -> None:
         """Drops what has aged; the median is kept, since it is read several times as often as it changes."""
-        limit = self._clock() - _WINDOW_SECONDS
-        while self._readings and self._readings[0][0] < limit:
+        now = self._clock()
+        while self._readings and now - self._readings[0][0] > (
+            _FRESH_SECONDS if len(self._readings) > _LEAST_READINGS else _STALE_SECONDS
+        ):
             self._readings.popleft()
         self._median = max(1.0, statistics.median(ratio for _, ratio in self._readings)) if self._readings else 1.0
-        self._oldest = self._readings[0][0] if self._readings else float("inf")
+        self._until = self._readings[0][0] + _FRESH_SECONDS if self._readings else math.inf
+
+
+class MeanBacklog:
+    """Mean over time of the backlog, which falls by one second a second between the moments when it jumps.
+
+    An exponential window of about a second: the same weight to each moment, not to each change.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._mean = 0.0
+        self._since = clock()
+        self._backlog = 0.0
+
+    def changed(self, backlog: float) -> None:
+        """Notes the backlog from now on, in seconds."""
+        self._mean, self._since, self._backlog = self.value, self._clock(), backlog
+
+    @property
+    def value(self) -> float:
+        """The mean, in seconds."""
+        passed = self._clock() - self._since
+        if passed <= 0:
+            return self._mean
+        falling = min(passed, self._backlog)
+        during = falling * (self._backlog - falling / 2) / passed
+        return during + (self._mean - during) * math.exp(-passed / _MEAN_SECONDS)
 
 
 class Utilisation:

@@ -34,15 +34,16 @@ class Placed(NamedTuple):
 
 
 class Prepare(NamedTuple):
-    """Build the tail of a cut and time it idle."""
+    """Build the tail of a cut, if it is not there yet, and time some runs of it."""
 
     model: str
     path: str
     cut: int
+    runs: int = 5
 
 
 class Prepared(NamedTuple):
-    """A tail is built. `seconds` is its idle time for one item, `resident_bytes` the worker's memory."""
+    """A tail is built. `seconds` is the median of its runs for one item, `resident_bytes` the worker's memory."""
 
     seconds: float
     resident_bytes: int

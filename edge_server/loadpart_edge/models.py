@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from loadpart_common.cost import lower_hull, points
@@ -14,7 +15,8 @@ from loadpart_common.errors import (
     ModelNotFoundError,
     OffloadError,
 )
-from loadpart_common.latency import head_seconds, tail_seconds
+from loadpart_common.latency import Anchors, Curves
+from loadpart_common.machine import Measurements
 from loadpart_common.tensors import check_arrays
 from loadpart_edge.messages import Prepare
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from loadpart_common.store import ModelStore, StoredModel
     from loadpart_common.tensors import Array
     from loadpart_edge.settings import Settings
+
+_CANARY_SECONDS = 0.02
+"""Long enough for another process's time slices (3 ms and more) to fall into it, short enough to be in nobody's way."""
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +42,42 @@ class ServedModel:
         stored: Its file and manifest.
         candidates: Cuts whose tails are built ahead: the plans that can win.
         tail_seconds: Idle seconds of each cut's tail on this machine, one item, shape (layers + 1,).
+        regressed_tail_seconds: The same from the latency model alone.
         ready_cuts: Cuts whose tails are built.
+        version: Counts the changes of `tail_seconds` and `ready_cuts`.
     """
 
-    def __init__(self, name: str, stored: StoredModel) -> None:
+    def __init__(self, name: str, stored: StoredModel, measurements: Measurements) -> None:
         self.name = name
         self.stored = stored
         self.graph = stored.manifest.graph
-        self.tail_seconds = tail_seconds(self.graph, {})
-        plans = points(self.graph, head_seconds(self.graph, {}), self.tail_seconds)
+        self._curves = Curves(self.graph, measurements.model())
+        self.regressed_tail_seconds = self._curves.tail_seconds({})
+        profile = measurements.profile(stored.manifest.digest)
+        self._anchors = Anchors()
+        for cut, seconds in profile.tails.items():
+            self._anchors.measure(cut, seconds)
+        self.tail_seconds = self._curves.tail_seconds(self._anchors.seconds)
+        # A device is taken for a slower machine of this kind: scaling a coordinate leaves the hull as it is.
+        plans = points(self.graph, self._curves.head_seconds(profile.heads), self.tail_seconds)
         self.candidates = tuple(point.cut for point in lower_hull(plans) if point.remote)
         self.ready_cuts: set[int] = set()
-        self._measured: dict[int, float] = {}
+        self.version = 0
 
-    def measured(self, cut: int, seconds: float) -> None:
-        """Takes in the idle time of a tail that has been built; of several workers the quickest counts."""
-        self._measured[cut] = min(seconds, self._measured.get(cut, seconds))
+    def prepared(self, cut: int, seconds: float) -> None:
+        """Takes in the idle time of a tail that has been built."""
+        self._anchors.measure(cut, seconds)
         self.ready_cuts.add(cut)
-        self.tail_seconds = tail_seconds(self.graph, self._measured)
+        self._redraw()
+
+    def observe(self, cut: int, seconds: float) -> None:
+        """Takes in the time of a tail that a device asked for, one item of its batch."""
+        if self._anchors.observe(cut, seconds):
+            self._redraw()
+
+    def _redraw(self) -> None:
+        self.tail_seconds = self._curves.tail_seconds(self._anchors.seconds)
+        self.version += 1
 
     def check(self, digest: str, cut: int, arrays: list[Array]) -> tuple[Cut, int]:
         """The cut that a request is about, and its batch size.
@@ -90,12 +113,13 @@ class ServedModels:
         """
         self._models: dict[str, ServedModel] = {}
         self._broken: dict[str, OffloadError] = {}
+        measurements = Measurements(settings.worker_threads, settings.latency_folder)
         names = settings.models or store.names()
         if not names:
             raise ModelNotFoundError(f"no models in {store.folder}: 'loadpart-edge export' puts some there")
         for name in names:
             try:
-                self._models[name] = ServedModel(name, store.open(name))
+                self._models[name] = ServedModel(name, store.open(name), measurements)
             except OffloadError as error:
                 if settings.models:
                     raise
@@ -121,6 +145,24 @@ class ServedModels:
             raise ModelError(str(self._broken[name]))
         raise ModelNotFoundError(f"no model {name!r}: expected one of {', '.join(self._models)}")
 
+    @property
+    def version(self) -> int:
+        """Changes when tail times or ready cuts of a model have changed."""
+        return sum(model.version for model in self)
+
     def preparations(self) -> list[Prepare]:
         """The tails to build ahead."""
         return [Prepare(model.name, str(model.stored.path), cut) for model in self for cut in model.candidates]
+
+    def canary(self) -> Prepare:
+        """The tail that takes nearest to `_CANARY_SECONDS`."""
+        _, model, cut = min(
+            (
+                (abs(math.log(max(model.tail_seconds[cut.index], 1e-9) / _CANARY_SECONDS)), model, cut.index)
+                for model in self
+                for cut in model.graph.cuts
+                if cut.index < model.graph.whole
+            ),
+            key=lambda each: each[0],
+        )
+        return Prepare(model.name, str(model.stored.path), cut)

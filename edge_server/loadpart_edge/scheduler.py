@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import InternalError, OffloadError, OverloadedError
-from loadpart_edge.load import SlowDown
+from loadpart_edge.load import MeanBacklog, SlowDown
 from loadpart_edge.messages import Done, Failed, Prepare, Prepared, Run
 from loadpart_edge.pool import WorkerProcess
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
     from loadpart_edge.pool import Answer
     from loadpart_edge.settings import Settings
+
+_CANARY_SECONDS = 2.0
+_CANARY_SECONDS_SLOW = 0.3
+_SLOW = 1.05
+"""A canary runs when no tail has for a while: soon when the last ones were slow, so that the server is not thought
+loaded for longer than it is."""
 
 _ATTEMPTS = 2
 """Workers that may die over one job; after that it is the job that kills them."""
@@ -79,7 +85,8 @@ class Scheduler:
 
     Attributes:
         on_change: Called when the queue has changed.
-        slow_down: Measured over predicted time of the latest jobs.
+        slow_down: Measured over predicted time of the latest jobs, or of the canary when there are none.
+        mean_backlog: Of the last second.
         restarts: Workers that died and were replaced.
     """
 
@@ -88,6 +95,7 @@ class Scheduler:
         settings: Settings,
         preparations: Sequence[Prepare],
         *,
+        canary: Prepare | None = None,
         on_prepared: Callable[[Prepare, Prepared | None], None],
     ) -> None:
         """Makes a scheduler; `start` starts the workers.
@@ -95,10 +103,13 @@ class Scheduler:
         Args:
             settings: Settings of the daemon.
             preparations: Tails that every worker builds while it has nothing else to do.
+            canary: A short tail, one of `preparations`, that is run now and then while nothing else is.
             on_prepared: Called for each that is built, or (with None) could not be.
         """
         self._settings = settings
         self._preparations = preparations
+        self._canary = canary
+        self._canary_seconds = 0.0
         self._on_prepared = on_prepared
         self.on_change: Callable[[], None] = lambda: None
         self._queue: deque[_Job] = deque()
@@ -107,6 +118,7 @@ class Scheduler:
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
         self.slow_down = SlowDown()
+        self.mean_backlog = MeanBacklog()
         self.restarts = 0
 
     async def start(self) -> None:
@@ -121,6 +133,7 @@ class Scheduler:
         prepared.cancel()
         for task in done - {prepared}:
             task.result()  # it ends only by an error
+        self._tasks.append(asyncio.create_task(self._keep_fresh()))
 
     async def run(self, message: Run, tensors: list[Array], predicted_seconds: float) -> Outcome:
         """Queues a job and waits for its outcome; cancelling takes it out of the queue.
@@ -138,13 +151,13 @@ class Scheduler:
         job = _Job(message, tensors, predicted_seconds, asyncio.get_running_loop().create_future())
         self._queue.append(job)
         self._dispatch()
-        asyncio.get_running_loop().call_soon(self.on_change)
+        asyncio.get_running_loop().call_soon(self._changed)
         try:
             return await job.outcome
         finally:
             if job in self._queue:  # whoever waited has gone away
                 self._queue.remove(job)
-                self.on_change()
+                self._changed()
 
     @property
     def queue_length(self) -> int:
@@ -221,6 +234,8 @@ class Scheduler:
     def _finish_preparation(self, seat: _Seat, preparation: Prepare, answer: Answer) -> None:
         if isinstance(answer, Failed):
             log.error("model %s, cut %d: %s", preparation.model, preparation.cut, answer.error)
+        if preparation == self._canary and isinstance(answer, Prepared):
+            self._canary_seconds = answer.seconds
         self._on_prepared(preparation, answer if isinstance(answer, Prepared) else None)
         self._release(seat)
         if not any(each.preparations or each.busy or each.worker is None for each in self._seats):
@@ -232,7 +247,34 @@ class Scheduler:
         if self._queue or seat.preparations:
             self._dispatch()
         else:
-            asyncio.get_running_loop().call_soon(self.on_change)
+            asyncio.get_running_loop().call_soon(self._changed)
+
+    def _changed(self) -> None:
+        self.mean_backlog.changed(self.backlog_seconds)
+        self.on_change()
+
+    async def _keep_fresh(self) -> None:
+        """Runs the canary on an idle worker when nothing has told the slow-down for a while.
+
+        Otherwise a server that was slow once, and that all devices have left since, would be thought slow for ever;
+        and one that something else slows down would be thought quick until the first device has found out.
+        """
+        while self._canary is not None:
+            period = _CANARY_SECONDS_SLOW if self.slow_down.value > _SLOW else _CANARY_SECONDS
+            await asyncio.sleep(max(period - self.slow_down.age_seconds, _CANARY_SECONDS_SLOW))
+            idle = [seat for seat in self._seats if seat.worker is not None and not seat.busy]
+            if idle and not self._queue and self.slow_down.age_seconds >= period:
+                self._start_canary(idle[0], self._canary._replace(runs=1))
+
+    def _start_canary(self, seat: _Seat, canary: Prepare) -> None:
+        def finish(answer: Answer) -> None:
+            if isinstance(answer, Prepared):
+                self.slow_down.record(self._canary_seconds, answer.seconds)
+            self._release(seat)
+
+        seat.busy = True
+        assert seat.worker is not None
+        seat.worker.request(canary, [], finish)
 
     async def _keep(self, seat: _Seat) -> None:
         """Keeps a worker in a seat: starts it, and another when it dies."""

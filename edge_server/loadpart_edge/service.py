@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from loadpart_common.graph import Cut
     from loadpart_common.wire import Method
     from loadpart_edge.metrics import Metrics
-    from loadpart_edge.models import ServedModels
-    from loadpart_edge.scheduler import Scheduler
+    from loadpart_edge.models import ServedModel, ServedModels
+    from loadpart_edge.scheduler import Outcome, Scheduler
     from loadpart_edge.settings import Settings
     from loadpart_edge.status import StatusBoard
 
@@ -99,15 +100,12 @@ class OffloadService:
         )
         response.server_seconds = time.perf_counter() - received
         # After the response has gone: counting takes as long as a tenth of the rest.
-        asyncio.get_running_loop().call_soon(
-            self._metrics.inferred, model.name, cut.index, cut.nbytes(batch), outcome, response.server_seconds
-        )
+        asyncio.get_running_loop().call_soon(self._count_job, model, cut, batch, outcome, response.server_seconds)
         return response.SerializeToString() + outcome.tensors
 
-    async def watch_status(self, _: bytes) -> AsyncIterator[offload_pb2.WatchStatusResponse]:
+    def watch_status(self, _: bytes) -> AsyncIterator[bytes]:
         """Streams the load."""
-        async for status in self._board.watch():
-            yield offload_pb2.WatchStatusResponse(status=status)
+        return self._board.watch()
 
     async def probe(self, data: bytes) -> offload_pb2.ProbeResponse:
         """Echoes at once."""
@@ -127,6 +125,7 @@ class OffloadService:
                 file_bytes=model.stored.manifest.file_bytes,
                 tail_seconds=model.tail_seconds.tolist(),
                 ready_cuts=sorted(model.ready_cuts),
+                regressed_tail_seconds=model.regressed_tail_seconds.tolist(),
             )
             for model in self._models
         ]
@@ -155,9 +154,9 @@ class OffloadService:
         return call
 
     def _stream(
-        self, method: Method, function: Callable[..., AsyncIterator[Message]]
-    ) -> Callable[[bytes, Context], AsyncIterator[Message]]:
-        async def call(request: bytes, context: Context) -> AsyncIterator[Message]:
+        self, method: Method, function: Callable[..., AsyncIterator[Message | bytes]]
+    ) -> Callable[[bytes, Context], AsyncIterator[Message | bytes]]:
+        async def call(request: bytes, context: Context) -> AsyncIterator[Message | bytes]:
             try:
                 async for response in function(request):
                     yield response
@@ -174,6 +173,10 @@ class OffloadService:
             error = InternalError("the request failed inside the server; its log has the details")
         self._count(method, error.status)
         await context.abort(error.status, str(error), ((ERROR_METADATA_KEY, error.code),))
+
+    def _count_job(self, model: ServedModel, cut: Cut, batch: int, outcome: Outcome, seconds: float) -> None:
+        model.observe(cut.index, outcome.tail_seconds / batch)
+        self._metrics.inferred(model.name, cut.index, cut.nbytes(batch), outcome, seconds)
 
     def _count(self, method: Method, code: grpc.StatusCode) -> None:
         self._metrics.requests.labels(method.name, code.name).inc()

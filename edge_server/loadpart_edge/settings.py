@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from loadpart_common.errors import SettingsError
+from loadpart_common.machine import default_folder
 from loadpart_common.wire import DEFAULT_MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class Settings(BaseSettings):
         None, description="HOST:PORT for Prometheus metrics; none are served when not given; port 0 picks a free one"
     )
     store: Path = Field(default_factory=default_store, description="folder of the model store")
+    latency_folder: Path = Field(
+        default_factory=default_folder, description="folder for what is measured of this machine"
+    )
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         (), description="models to serve, separated by commas; all in the store when not given"
     )

@@ -10,7 +10,7 @@ from loadpart.v1 import offload_pb2
 from loadpart_edge.load import Utilisation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from loadpart_edge.scheduler import Scheduler
 
@@ -24,12 +24,16 @@ _LEAST_GAP_SECONDS = 0.05
 class StatusBoard:
     """Builds a status once for all who watch, at a set period and at once on a large change."""
 
-    def __init__(self, scheduler: Scheduler, period_seconds: float) -> None:
+    def __init__(
+        self, scheduler: Scheduler, period_seconds: float, models_version: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._models_version = models_version
+        self._watchers = 0
         self._scheduler = scheduler
         self._period_seconds = period_seconds
         self._utilisation = Utilisation()
         self._changed = asyncio.Event()
-        self._published = asyncio.get_running_loop().create_future()
+        self._published: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
         self.cpu = 0.0
         self.gpu: float | None = None
@@ -56,6 +60,9 @@ class StatusBoard:
             cpu_utilisation=self.cpu,
             gpu_utilisation=self.gpu,
             draining=self._draining,
+            mean_backlog_seconds=self._scheduler.mean_backlog.value,
+            watchers=self._watchers,
+            models_version=self._models_version(),
         )
 
     def start(self) -> None:
@@ -74,16 +81,25 @@ class StatusBoard:
         if not self._changed.is_set() and self._is_large_change():
             self._changed.set()
 
-    async def watch(self) -> AsyncIterator[offload_pb2.ServerStatus]:
-        """The status now, and then every one that is published; ends when the board is closed."""
-        yield self.current()
-        while True:
-            try:
-                yield await asyncio.shield(self._published)
-            except asyncio.CancelledError:
-                if self._published.cancelled():
-                    return
+    async def watch(self) -> AsyncIterator[bytes]:
+        """The status now, and then every one that is published, each a `WatchStatusResponse` that is written already.
+
+        Ends when the board is closed.
+        """
+        self._watchers += 1
+        try:
+            yield self._written(self.current())
+            while True:
+                published = self._published
+                yield await asyncio.shield(published)
+        except asyncio.CancelledError:
+            if not self._published.cancelled():
                 raise
+        finally:
+            self._watchers -= 1
+
+    def _written(self, status: offload_pb2.ServerStatus) -> bytes:
+        return offload_pb2.WatchStatusResponse(status=status).SerializeToString()
 
     async def _publish(self) -> None:
         loop = asyncio.get_running_loop()
@@ -105,7 +121,7 @@ class StatusBoard:
         """Gives the status now to all who watch."""
         self._latest = self.current()
         published, self._published = self._published, asyncio.get_running_loop().create_future()
-        published.set_result(self._latest)
+        published.set_result(self._written(self._latest))
 
     def _is_large_change(self) -> bool:
         before, now = self._latest.backlog_seconds, self._scheduler.backlog_seconds

@@ -21,7 +21,6 @@ from loadpart_common.errors import InternalError, OffloadError
 from loadpart_common.wire import codec_named, tensor_pieces
 from loadpart_edge.messages import Decoder, Done, Failed, Prepare, Prepared, Run, Slot, encode
 
-_TIMED_RUNS = 5
 _RECEIVE_BYTES = 64 << 10
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class Worker:
 
     def _prepare(self, job: Prepare) -> Prepared:
         model = self._model(job.path)
-        seconds = self._engine.idle_seconds(model, model.graph.tail(job.cut), runs=_TIMED_RUNS)
+        seconds = self._engine.idle_seconds(model, model.graph.tail(job.cut), runs=job.runs)
         return Prepared(seconds, self._process.memory_info().rss)
 
     def _run(self, job: Run) -> Done:

@@ -132,6 +132,9 @@ class ServerStatus(_message.Message):
     CPU_UTILISATION_FIELD_NUMBER: _builtins.int
     GPU_UTILISATION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    MEAN_BACKLOG_SECONDS_FIELD_NUMBER: _builtins.int
+    WATCHERS_FIELD_NUMBER: _builtins.int
+    MODELS_VERSION_FIELD_NUMBER: _builtins.int
     queue_length: _builtins.int
     """Jobs waiting for a worker."""
     running: _builtins.int
@@ -139,13 +142,19 @@ class ServerStatus(_message.Message):
     backlog_seconds: _builtins.float
     """Predicted seconds until a job that comes now is started."""
     slow_down: _builtins.float
-    """Measured over predicted tail time in the recent past; 1 when idle."""
+    """Measured over predicted tail time in the recent past, of tails or of a canary; 1 when idle."""
     cpu_utilisation: _builtins.float
     """Share of the processor cores in use, 0 to 1."""
     gpu_utilisation: _builtins.float
     """Share of the busiest GPU in use, 0 to 1; absent where there is none."""
     draining: _builtins.bool
     """The server finishes what it has and takes no more."""
+    mean_backlog_seconds: _builtins.float
+    """Mean of `backlog_seconds` over the last second or so: what to expect once `backlog_seconds` is old."""
+    watchers: _builtins.int
+    """Devices that follow the status."""
+    models_version: _builtins.int
+    """Changes when what `ListModels` says has changed."""
     def __init__(
         self,
         *,
@@ -156,10 +165,13 @@ class ServerStatus(_message.Message):
         cpu_utilisation: _builtins.float = ...,
         gpu_utilisation: _builtins.float | None = ...,
         draining: _builtins.bool = ...,
+        mean_backlog_seconds: _builtins.float = ...,
+        watchers: _builtins.int = ...,
+        models_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation", "gpu_utilisation", b"gpu_utilisation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation", "backlog_seconds", b"backlog_seconds", "cpu_utilisation", b"cpu_utilisation", "draining", b"draining", "gpu_utilisation", b"gpu_utilisation", "queue_length", b"queue_length", "running", b"running", "slow_down", b"slow_down"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation", "backlog_seconds", b"backlog_seconds", "cpu_utilisation", b"cpu_utilisation", "draining", b"draining", "gpu_utilisation", b"gpu_utilisation", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "queue_length", b"queue_length", "running", b"running", "slow_down", b"slow_down", "watchers", b"watchers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_utilisation: _TypeAlias = _typing.Literal["gpu_utilisation"]  # noqa: Y015
     _WhichOneofArgType__gpu_utilisation: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation"]  # noqa: Y015
@@ -370,6 +382,7 @@ class ModelInfo(_message.Message):
     FILE_BYTES_FIELD_NUMBER: _builtins.int
     TAIL_SECONDS_FIELD_NUMBER: _builtins.int
     READY_CUTS_FIELD_NUMBER: _builtins.int
+    REGRESSED_TAIL_SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     digest: _builtins.str
@@ -384,6 +397,10 @@ class ModelInfo(_message.Message):
     def ready_cuts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Cuts whose tails are built."""
 
+    @_builtins.property
+    def regressed_tail_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As `tail_seconds`, from the operators' costs alone, as if no tail of this model had been measured."""
+
     def __init__(
         self,
         *,
@@ -392,10 +409,11 @@ class ModelInfo(_message.Message):
         file_bytes: _builtins.int = ...,
         tail_seconds: _abc.Iterable[_builtins.float] | None = ...,
         ready_cuts: _abc.Iterable[_builtins.int] | None = ...,
+        regressed_tail_seconds: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "file_bytes", b"file_bytes", "name", b"name", "ready_cuts", b"ready_cuts", "tail_seconds", b"tail_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "file_bytes", b"file_bytes", "name", b"name", "ready_cuts", b"ready_cuts", "regressed_tail_seconds", b"regressed_tail_seconds", "tail_seconds", b"tail_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

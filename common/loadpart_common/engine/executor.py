@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
@@ -34,6 +35,7 @@ class EngineExecutor:
         self._engine: Engine | None = None
         self._memory_limit_bytes = memory_limit_bytes
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._later: deque[Callable[[], None]] = deque()  # each with one `_run_later` among the calls
         self._thread = threading.Thread(target=self._serve, name="loadpart-engine", daemon=True)
         self._thread.start()
 
@@ -64,7 +66,7 @@ class EngineExecutor:
                 shared._close()
 
     def submit(self, function: Callable[Concatenate[Engine, P], T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Has the thread run `function(engine, ...)` after what was submitted before."""
+        """Has the thread run `function(engine, ...)` when it has nothing to `run`, after what was submitted before."""
         future: Future[T] = Future()
 
         def call() -> None:
@@ -74,11 +76,15 @@ class EngineExecutor:
                 except BaseException as error:  # whoever waits gets it
                     future.set_exception(error)
 
-        self._calls.put(call)
+        self._later.append(call)
+        self._calls.put(self._run_later)
         return future
 
     def run(self, function: Callable[Concatenate[Engine, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Like `submit`, and waits for the result; by a lock, which is quicker than a future."""
+        """Has the thread run `function(engine, ...)` next, and waits for the result.
+
+        By a lock, which is quicker than a future.
+        """
         done = threading.Lock()
         done.acquire()
         outcome: list[Any] = []
@@ -102,6 +108,12 @@ class EngineExecutor:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+    def _run_later(self) -> None:
+        if self._calls.qsize() >= len(self._later):  # this one is of `_later`, so another is of `run`: it goes first
+            self._calls.put(self._run_later)
+        else:
+            self._later.popleft()()
 
     def _started_engine(self) -> Engine:
         if self._engine is None:

@@ -5,6 +5,6 @@ building a network does.
 """
 
 from loadpart_common.zoo.catalog import NETWORKS, NetworkInfo
-from loadpart_common.zoo.export import export
+from loadpart_common.zoo.export import export, export_synthetic
 
-__all__ = ["NETWORKS", "NetworkInfo", "export"]
+__all__ = ["NETWORKS", "NetworkInfo", "export", "export_synthetic"]

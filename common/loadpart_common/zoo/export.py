@@ -30,20 +30,22 @@ def export(name: str, path: Path, *, seed: int = 0, checkpoint: Path | None = No
         ModelNotFoundError: There is no network of that name, or no such checkpoint.
         ModelError: The checkpoint does not fit the network.
     """
-    os.environ.setdefault("GLOG_v", "3")
-    protobuf_compat.install()
-    import mindspore
-
     network = build(name)
     if checkpoint is None:
         _seed_weights(network, seed)
     else:
         _load_checkpoint(network, checkpoint)
     info = NETWORKS[name]
-    cell = _normalised(network, info.mean, info.deviation)
-    cell.set_train(False)
-    image = mindspore.Tensor(np.zeros((1, info.image_size, info.image_size, 3), np.uint8))
-    mindspore.export(cell, image, file_name=str(path), file_format="MINDIR")
+    _write(network, path, info.image_size, info.mean, info.deviation)
+
+
+def export_synthetic(seed: int, path: Path) -> None:
+    """Writes the random network of a seed to `path`, which ends in `.mindir`; its weights mean nothing."""
+    _prepare_mindspore()
+    from loadpart_common.zoo.synthetic import synthetic
+
+    network, image_size = synthetic(seed)
+    _write(network, path, image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def build(name: str) -> Any:
@@ -55,8 +57,22 @@ def build(name: str) -> Any:
     info = NETWORKS.get(name)
     if info is None:
         raise ModelNotFoundError(f"no network {name!r} in the zoo: expected one of {', '.join(NETWORKS)}")
-    protobuf_compat.install()
+    _prepare_mindspore()
     return getattr(importlib.import_module(f"loadpart_common.zoo.{info.module}"), info.factory)()
+
+
+def _prepare_mindspore() -> None:
+    os.environ.setdefault("GLOG_v", "3")  # errors only; must be set before the import
+    protobuf_compat.install()
+
+
+def _write(network: Any, path: Path, image_size: int, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+    import mindspore
+
+    cell = _normalised(network, mean, deviation)
+    cell.set_train(False)
+    image = mindspore.Tensor(np.zeros((1, image_size, image_size, 3), np.uint8))
+    mindspore.export(cell, image, file_name=str(path), file_format="MINDIR")
 
 
 def _normalised(network: Any, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Any:

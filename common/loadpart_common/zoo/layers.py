@@ -20,6 +20,12 @@ def convolution_norm(
     return [convolve, nn.BatchNorm2d(channels_out)]
 
 
+def separable(channels_in: int, channels_out: int) -> list[nn.Cell]:
+    """A 3x3 convolution of each channel by itself, then a 1x1 convolution across them, then normalisation."""
+    depthwise = nn.Conv2d(channels_in, channels_in, 3, pad_mode="pad", padding=1, group=channels_in, has_bias=False)
+    return [depthwise, *convolution_norm(channels_in, channels_out, 1)]
+
+
 class Residual(nn.Cell):  # type: ignore[misc]  # MindSpore has no types
     """A body whose result is added to its input, or to a projection of it."""
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from loadpart_common.zoo.layers import GlobalAveragePool, Residual, convolution_norm
-
-
-def _separable(channels_in: int, channels_out: int) -> list[nn.Cell]:
-    """A 3x3 convolution of each channel by itself, then a 1x1 convolution across them, then normalisation."""
-    depthwise = nn.Conv2d(channels_in, channels_in, 3, pad_mode="pad", padding=1, group=channels_in, has_bias=False)
-    return [depthwise, *convolution_norm(channels_in, channels_out, 1)]
+from loadpart_common.zoo.layers import GlobalAveragePool, Residual, convolution_norm, separable
 
 
 def _down(channels_in: int, middle: int, channels_out: int, *, relu_first: bool = True) -> Residual:
     first = [nn.ReLU()] if relu_first else []
-    body = [*first, *_separable(channels_in, middle), nn.ReLU(), *_separable(middle, channels_out)]
+    body = [*first, *separable(channels_in, middle), nn.ReLU(), *separable(middle, channels_out)]
     pool = nn.MaxPool2d(3, 2, "same")
     return Residual([*body, pool], convolution_norm(channels_in, channels_out, 1, stride=2))
 
@@ -23,7 +17,7 @@ def _down(channels_in: int, middle: int, channels_out: int, *, relu_first: bool 
 def _middle(channels: int) -> Residual:
     body: list[nn.Cell] = []
     for _ in range(3):
-        body += [nn.ReLU(), *_separable(channels, channels)]
+        body += [nn.ReLU(), *separable(channels, channels)]
     return Residual(body, [])
 
 
@@ -39,9 +33,9 @@ def xception() -> nn.Cell:
         _down(256, 728, 728),
         *[_middle(728) for _ in range(8)],
         _down(728, 728, 1024),
-        *_separable(1024, 1536),
+        *separable(1024, 1536),
         nn.ReLU(),
-        *_separable(1536, 2048),
+        *separable(1536, 2048),
         nn.ReLU(),
         GlobalAveragePool(),
         nn.Dense(2048, 1000),

@@ -1,0 +1,65 @@
+"""What the server's load will be when a request comes, from what it said some time ago."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+from loadpart_device.policies import ServerLoad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadpart.v1 import offload_pb2
+
+_FORGET_SECONDS = 0.1
+"""In which a backlog that was seen says less and less, and the mean one says more."""
+
+_MEAN_SECONDS = 1.0  # the window of the server's mean
+
+
+class LoadFollower:
+    """Follows the status of a server.
+
+    Right after a status, the backlog is what it said, less the time that has passed. Later, other devices' jobs have
+    come and gone, and the mean of the last second is a better guess. In between, one goes over into the other (as a
+    process does that returns to its mean, with exponentially falling correlation). The device's own jobs are part of
+    that mean and are taken out of it: they never wait for themselves.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._status: offload_pb2.ServerStatus | None = None
+        self._heard_at = 0.0
+        self._own = 0.0  # seconds of backlog that the device's own jobs are of the mean
+        self._own_at = 0.0
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server said that it takes no more."""
+        return self._status is not None and self._status.draining
+
+    def heard(self, status: offload_pb2.ServerStatus) -> None:
+        """Takes in a status."""
+        self._status, self._heard_at = status, self._clock()
+
+    def served(self, queue_seconds: float, tail_seconds: float) -> None:
+        """Takes in what a job of this device's was: while it waited, and then less and less, it was backlog."""
+        now = self._clock()
+        self._own *= math.exp((self._own_at - now) / _MEAN_SECONDS)
+        self._own += tail_seconds * (queue_seconds + tail_seconds / 2) / _MEAN_SECONDS
+        self._own_at = now
+
+    def now(self) -> ServerLoad | None:
+        """The load that is expected now; None when nothing was heard."""
+        status = self._status
+        if status is None:
+            return None
+        now = self._clock()
+        passed = now - self._heard_at
+        own = self._own * math.exp(min(self._own_at - self._heard_at, 0.0) / _MEAN_SECONDS)  # as it was in that mean
+        mean = max(status.mean_backlog_seconds - own, 0.0)
+        seen = max(status.backlog_seconds - passed, 0.0)
+        backlog = mean + (seen - mean) * math.exp(-passed / _FORGET_SECONDS)
+        return ServerLoad(status.slow_down, backlog, status.draining, status.watchers)

@@ -1,0 +1,143 @@
+"""The latency model: curves, anchors, fitting, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadpart_common.calibration import Sample, fit
+from loadpart_common.errors import SettingsError
+from loadpart_common.latency import Anchors, Curves, LatencyModel, Profile, shipped_model
+from loadpart_common.machine import Measurements, machine_name
+from tests.test_graph import chain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CURVES = Curves(chain(10), shipped_model())
+
+
+def test_measured_segments_fix_the_curve_and_the_model_fills_it() -> None:
+    heads = CURVES.head_seconds({5: 0.5, 10: 2.0})
+    assert heads[[0, 5, 10]] == pytest.approx([0, 0.5, 2.0])
+    assert (np.diff(heads) >= 0).all()
+    tails = CURVES.tail_seconds({0: 3.0, 8: 0.1})
+    assert tails[[0, 8, 10]] == pytest.approx([3.0, 0.1, 0])
+    assert (np.diff(tails) <= 0).all()
+
+
+@given(st.dictionaries(st.integers(0, 10), st.floats(0, 100), max_size=6))
+def test_curves_rise_whatever_was_measured(measured: dict[int, float]) -> None:
+    assert (np.diff(CURVES.head_seconds(measured)) >= -1e-9).all()
+    assert (np.diff(CURVES.tail_seconds(measured)) <= 1e-9).all()
+
+
+def test_spread_cuts_share_the_seconds_out() -> None:
+    cuts = CURVES.spread_cuts(5)
+    assert cuts[0] == 0
+    assert cuts[-1] == 10
+    assert len(cuts) == 6
+
+
+def test_what_costs_made_is_found_again() -> None:
+    """Samples made from known costs, one in ten of them disturbed, give these costs."""
+    rng = np.random.default_rng(0)
+    costs = {("segment", "calls"): 1e-4, ("Conv", "calls"): 1e-5, ("Conv", "flops"): 1e-11, ("Relu", "calls"): 2e-6}
+    costs |= {("Relu", "input_bytes"): 1e-10, ("Relu", "output_bytes"): 2e-10}
+    samples = []
+    for index in range(300):
+        amounts = {("segment", "calls"): 1.0, ("Conv", "calls"): float(rng.integers(0, 5))}
+        amounts["Conv", "flops"] = amounts["Conv", "calls"] * 10 ** rng.uniform(6, 9)
+        amounts["Relu", "calls"] = float(rng.integers(0, 5))
+        for feature in ("input_bytes", "output_bytes"):
+            amounts["Relu", feature] = amounts["Relu", "calls"] * 10 ** rng.uniform(4, 7)
+        seconds = sum(costs[key] * amount for key, amount in amounts.items())
+        samples.append(Sample(amounts, seconds * (5 if index % 10 == 0 else 1)))
+    model = fit(samples, threads=1)
+    for (family, feature), cost in costs.items():
+        assert model.coefficients[family][feature] == pytest.approx(cost, rel=0.05), (family, feature)
+    # What was never met is taken for the plain family that was.
+    assert model.coefficients["other"]["input_bytes"] == pytest.approx(1e-10, rel=0.05)
+
+
+def test_a_model_survives_its_file_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    shipped = shipped_model()
+    assert LatencyModel.from_json(shipped.to_json(), "x") == shipped
+    measured = Profile({3: 0.1}, {0: 0.5})
+    assert Profile.from_json(measured.to_json(), "x") == measured
+    measurements = Measurements(1, tmp_path)
+    assert measurements.model() == shipped
+    assert measurements.profile("abc") == Profile({}, {})
+    measurements.save_profile("abc", measured)
+    assert measurements.profile("abc") == measured
+    assert Measurements(2, tmp_path).profile("abc") == Profile({}, {})  # of another number of threads
+    measurements.save_model(shipped)
+    if shipped.machine != machine_name():
+        with pytest.raises(SettingsError, match="expected a model of"):
+            measurements.model()
+    document = json.loads(shipped.to_json())
+    for text, complaint in (
+        ("{", "is not a latency model"),
+        ("[]", "is not a latency model"),
+        (json.dumps(document | {"format": 99}), "expected latency model format 1, got 99"),
+        (json.dumps(document | {"coefficients": {}}), "expected the families"),
+        (shipped.to_json().replace('"calls": ', '"calls": -1'), "0 or more"),
+    ):
+        measurements.model_path.write_text(text)
+        with pytest.raises(SettingsError, match=complaint):
+            measurements.model()
+
+
+def test_observations_correct_slowly_and_outliers_do_not_jerk() -> None:
+    anchors = Anchors()
+    assert not anchors.observe(3, 1.0)  # not among them
+    anchors.measure(3, 1.0)
+    anchors.observe(3, 1000.0)
+    assert anchors.seconds[3] == pytest.approx(1.0, rel=0.01)
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        anchors.observe(3, 0.9 * (1 + rng.exponential(0.05)))
+    assert anchors.seconds[3] == pytest.approx(0.9, rel=0.03)
+    for _ in range(10_000):
+        anchors.observe(3, 5.0)  # a load that lasts is not the machine
+    assert anchors.seconds[3] == pytest.approx(1.25)
+
+
+CALIBRATE = """
+import sys
+from pathlib import Path
+from loadpart_common.calibration import calibrate, profile
+from loadpart_common.engine import Engine
+
+engine = Engine(threads=1)
+steps = []
+model = calibrate(engine, networks=4, on_progress=lambda done, total: steps.append((done, total)))
+assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+network = engine.load(Path(sys.argv[2]))
+measured = profile(engine, network, model)
+engine.close()
+Path(sys.argv[1], "model.json").write_text(model.to_json())
+Path(sys.argv[1], "profile.json").write_text(measured.to_json())
+"""
+
+
+def test_a_small_sweep_and_a_profile(exported: Path, tmp_path: Path) -> None:
+    """One network of each style is enough to tell all families that the zoo has."""
+    arguments = [str(tmp_path), str(exported / "tiny" / "tiny.mindir")]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", CALIBRATE, *arguments], check=True)
+    model = LatencyModel.from_json((tmp_path / "model.json").read_text(), "model")
+    assert {"convolution", "1x1 convolution", "grouped convolution", "matrix product", "pooling"} <= set(
+        model.coefficients
+    )
+    assert model.segments > 20
+    assert model.error < 0.5
+    measured = Profile.from_json((tmp_path / "profile.json").read_text(), "profile")
+    assert 0 in measured.tails
+    assert all(0 < seconds < 1 for seconds in [*measured.heads.values(), *measured.tails.values()])
