@@ -274,7 +274,7 @@ def test_small_gains_do_not_switch() -> None:
 
 
 def test_many_devices_do_not_change_plans_at_once() -> None:
-    fleet = [LoadAware(chain(5), random.Random(seed)) for seed in range(400)]
+    fleet = [LoadAware(5, 40, random.Random(seed)) for seed in range(400)]
     busy = World(FAST_LINK, ServerLoad(100, 0, draining=False, watchers=400), 1.0, None)
     idle = World(FAST_LINK, ServerLoad(1, 0, draining=False, watchers=400), 1.0, None)
     assert {policy.choose(PLANS, busy, 1).cut for policy in fleet} == {5}  # the first plan is nobody's change

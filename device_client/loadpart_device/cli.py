@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +15,27 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from loadpart_common.errors import OffloadError
+from loadpart_common import console
+from loadpart_common.errors import SettingsError
+from loadpart_common.machine import Measurements
+from loadpart_common.wire import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.client import OffloadClient
+from loadpart_device.decisions import read_decisions, summary
+from loadpart_device.explain import State, look_up
 from loadpart_device.images import load_images
-from loadpart_device.policies import POLICIES
+from loadpart_device.models import default_cache, find_model
+from loadpart_device.plot import plot as draw
+from loadpart_device.policies import ADAPTIVE, POLICIES
+from loadpart_device.server import Server
 from loadpart_device.settings import ENV_PREFIX, load_settings, parse_policy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from loadpart_common.tensors import Array
+    from loadpart_device.explain import Network, PlanCost
     from loadpart_device.result import Result
+    from loadpart_device.settings import Settings
 
 _TOP = 5
 _PHASES = ("decide", "head", "encode", "network", "queue", "tail", "total")
@@ -41,22 +55,32 @@ def device() -> None:
     """Runs neural networks across this device and an edge server."""
 
 
+ServerOption = Annotated[str | None, typer.Option(help="HOST:PORT of the edge server.")]
+Model = Annotated[str | None, typer.Option(help="Name of the model.")]
+Cache = Annotated[str | None, typer.Option(help="Folder for fetched models.")]
+ConnectTimeout = Annotated[float | None, typer.Option(help="Seconds to wait for the server.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines, for programs.")]
+Config = Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}CONFIG", help="TOML file with settings.")]
+
+
 @app.command()
 def infer(
     image: Annotated[list[Path], typer.Option(help="Image file; several make a batch.")],
-    server: Annotated[str | None, typer.Option(help="HOST:PORT of the edge server.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    server: ServerOption = None,
+    model: Model = None,
     policy: Annotated[
         str | None, typer.Option(help=f"{', '.join(POLICIES)}, or the number of layers to run here.")
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How many times to run.")] = 1,
     deadline: Annotated[float | None, typer.Option(help="Seconds within which an answer is wanted.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of one operator; all cores if absent.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Folder for fetched models.")] = None,
-    connect_timeout: Annotated[float | None, typer.Option(help="Seconds to wait for the server.")] = None,
+    threads: console.Threads = None,
+    cache: Cache = None,
+    latency_folder: console.LatencyFolder = None,
+    connect_timeout: ConnectTimeout = None,
     metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus metrics.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line an inference, for programs.")] = False,
-    config: Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}CONFIG", help="TOML file with settings.")] = None,
+    decision_log: Annotated[Path | None, typer.Option(help="File for decisions as JSON lines, see 'replay'.")] = None,
+    as_json: Json = False,
+    config: Config = None,
 ) -> None:
     """Classifies image files; prints the top classes, the plan, and where the time went."""
     flags = {
@@ -66,14 +90,13 @@ def infer(
         "deadline": deadline,
         "threads": threads,
         "cache": cache,
+        "latency_folder": latency_folder,
         "connect_timeout": connect_timeout,
         "metrics_listen": metrics_listen,
+        "decision_log": decision_log,
     }
     settings = load_settings(flags, config)
-    console = Console(stderr=True)
-    columns = (TextColumn("fetching the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("fetching", total=None, visible=False)
+    with _fetching() as on_progress:
         client = OffloadClient(
             settings.server,
             settings.model,
@@ -81,9 +104,11 @@ def infer(
             deadline=settings.deadline,
             threads=settings.threads,
             cache=settings.cache,
+            latency_folder=settings.latency_folder,
             connect_timeout=settings.connect_timeout,
             metrics_listen=settings.metrics_listen,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total, visible=True),
+            decision_log=settings.decision_log,
+            on_progress=on_progress,
         )
     with client:
         batch = load_images(image, client.graph.inputs[0])
@@ -95,6 +120,131 @@ def infer(
                 print(json.dumps(_document(settings.model, image, classes, result)), flush=True)
             else:
                 _show(settings.model, image, classes, result)
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Uplink in Mbit/s; measured if absent.")] = None,
+    load: Annotated[
+        float | None, typer.Option(help="Slow-down of the server, 1 when idle; asked for if the link is measured.")
+    ] = None,
+    round_trip: Annotated[float, typer.Option(min=0, help="Round trip in ms, with --bandwidth.")] = 1.0,
+    backlog: Annotated[float | None, typer.Option(min=0, help="Milliseconds until the server starts a job.")] = None,
+    device_slow_down: Annotated[float, typer.Option(help="How much slower than idle this device is.")] = 1.0,
+    plot: Annotated[Path | None, typer.Option(help="Picture to draw, such as plan.png.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All cuts, not only those that can win.")] = False,
+    as_json: Json = False,
+    server: ServerOption = None,
+    threads: console.Threads = None,
+    cache: Cache = None,
+    latency_folder: console.LatencyFolder = None,
+    connect_timeout: ConnectTimeout = None,
+    config: Config = None,
+) -> None:
+    """Says which cut a link and a load call for, and why: a table of plans, and a picture.
+
+    Without --bandwidth, the link to the server and its load are measured. Nothing is inferred.
+    """
+    for name, value in (("bandwidth", bandwidth), ("load", load), ("device-slow-down", device_slow_down)):
+        if value is not None and not 0 < value < float("inf"):
+            raise SettingsError(f"{name}: expected a number above 0, got {value}")
+    flags: dict[str, Any] = {"server": server, "model": model, "threads": threads, "cache": cache}
+    flags |= {"latency_folder": latency_folder, "connect_timeout": connect_timeout}
+    settings = load_settings(flags, config)
+    with _fetching() as on_progress:
+        network = look_up(
+            settings.model,
+            settings.server,
+            cache=Path(settings.cache) if settings.cache else default_cache(),
+            measurements=_measurements(settings),
+            timeout_seconds=settings.connect_timeout,
+            measure=bandwidth is None,
+            on_progress=on_progress,
+        )
+    if network.link is not None and network.load is not None:
+        state = State(
+            network.link.seconds_per_byte,
+            network.link.round_trip_seconds,
+            load or network.load.slow_down,
+            network.load.backlog_seconds if backlog is None else backlog * 1e-3,
+            device_slow_down,
+        )
+    else:
+        assert bandwidth is not None
+        state = State(8e-6 / bandwidth, round_trip * 1e-3, load or 1.0, (backlog or 0.0) * 1e-3, device_slow_down)
+    costs = [cost for cost in network.costs(state) if every or cost.can_win or cost.chosen]
+    if as_json:
+        for cost in costs:
+            print(json.dumps({"model": settings.model, **asdict(cost)}))
+    else:
+        _show_plans(network, state, costs)
+    if plot is not None:
+        draw(network, state, plot)
+        print(f"drawn in {plot}", file=sys.stderr)
+
+
+@app.command()
+def calibrate(
+    threads: console.Threads = None,
+    latency_folder: console.LatencyFolder = None,
+    config: Config = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the latency model in use; measure nothing.")] = False,
+) -> None:
+    """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
+    settings = load_settings({"threads": threads, "latency_folder": latency_folder}, config, needs_model=False)
+    measurements = _measurements(settings)
+    if show:
+        console.show(measurements.model(), measurements.model_path)
+    else:
+        console.calibrate(measurements, settings.threads or console.default_threads())
+
+
+@app.command()
+def profile(
+    model: Model = None,
+    server: ServerOption = None,
+    threads: console.Threads = None,
+    cache: Cache = None,
+    latency_folder: console.LatencyFolder = None,
+    connect_timeout: ConnectTimeout = None,
+    config: Config = None,
+) -> None:
+    """Measures heads and tails of a model on this machine; the model is fetched when it is not cached."""
+    flags: dict[str, Any] = {"server": server, "model": model, "threads": threads, "cache": cache}
+    flags |= {"latency_folder": latency_folder, "connect_timeout": connect_timeout}
+    settings = load_settings(flags, config)
+    folder = Path(settings.cache) if settings.cache else default_cache()
+    edge = Server(settings.server, DEFAULT_MAX_MESSAGE_BYTES)
+    try:
+        with _fetching() as on_progress:
+            stored, _, _ = find_model(edge, settings.model, folder, settings.connect_timeout, on_progress)
+    finally:
+        edge.close()
+    console.profile(_measurements(settings), settings.threads or console.default_threads(), stored)
+
+
+@app.command()
+def replay(
+    log: Annotated[Path, typer.Argument(help="File that --decision-log wrote.")],
+    policy: Annotated[str | None, typer.Option(help=f"Decide by this policy instead: {', '.join(ADAPTIVE)}.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Makes logged decisions again, from what was known then, by the same policy or another one."""
+    decisions = list(read_decisions(log))
+    rows = summary(decisions, policy)
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    table = Table("model", "cut", "taken", f"taken by {policy or 'the same policy'}", "mean latency, ms", box=None)
+    for row in rows:
+        mean = f"{row['seconds'] / row['taken'] * 1e3:.1f}" if row["taken"] else ""
+        table.add_row(row["model"], str(row["cut"]), str(row["taken"]), str(row["again"]), mean)
+    out = Console(highlight=False)
+    out.print(table)
+    same = sum(decision.again() == decision.cut for decision in decisions)
+    out.print(f"{len(decisions)} decisions; made again from their weights, {same} are the same")
 
 
 def _top(scores: Array, labels: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -115,21 +265,50 @@ def _document(model: str, images: list[Path], classes: list[list[dict[str, Any]]
 
 
 def _show(model: str, images: list[Path], classes: list[list[dict[str, Any]]], result: Result) -> None:
-    console = Console(highlight=False)
+    out = Console(highlight=False)
     for path, top in zip(images, classes, strict=True):
-        console.print(f"[bold]{path.name}[/bold]: {model} says")
+        out.print(f"[bold]{path.name}[/bold]: {model} says")
         for entry in top:
-            console.print(f"  {entry['probability']:7.2%}  {entry['label']}")
-    console.print(f"[bold]plan[/bold]: {result.plan.location} - {result.plan.reason}", soft_wrap=True)
+            out.print(f"  {entry['probability']:7.2%}  {entry['label']}")
+    out.print(f"[bold]plan[/bold]: {result.plan.location} - {result.plan.reason}", soft_wrap=True)
     table = Table(*_PHASES, title="milliseconds", box=None, header_style="bold", title_justify="left")
     table.add_row(*(f"{getattr(result.timings, phase) * 1e3:.2f}" for phase in _PHASES))
-    console.print(table)
+    out.print(table)
+
+
+def _show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
+    out = Console(highlight=False)
+    columns = ("cut", "after layer", "kB", "device", "network", "queue", "server", "total ms", "")
+    table = Table(*columns, title=network.name, box=None, header_style="bold", title_justify="left")
+    for cost in costs:
+        parts = (cost.device_seconds, cost.network_seconds, cost.queue_seconds, cost.server_seconds, cost.total_seconds)
+        table.add_row(
+            str(cost.cut),
+            cost.layer,
+            f"{cost.nbytes / 1e3:.1f}",
+            *(f"{seconds * 1e3:.2f}" for seconds in parts),
+            "<- chosen" if cost.chosen else "",
+            style="bold" if cost.chosen else None,
+        )
+    out.print(table)
+    out.print(f"{state}; {network.source}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _fetching() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for the bytes of a model; gives what to call with those that have come and those of all."""
+    out = Console(stderr=True)
+    columns = (TextColumn("fetching the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as progress:
+        task = progress.add_task("fetching", total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+
+def _measurements(settings: Settings) -> Measurements:
+    folder = Path(settings.latency_folder) if settings.latency_folder else None
+    return Measurements(settings.threads or console.default_threads(), folder)
 
 
 def main() -> None:
-    """Entry point: a domain error is one line on stderr and exit code 1."""
-    try:
-        app()
-    except OffloadError as error:
-        print(f"loadpart-device: {error}", file=sys.stderr)
-        sys.exit(1)
+    """Entry point."""
+    console.run(app, "loadpart-device")

@@ -19,13 +19,14 @@ from loadpart_common.errors import InputError, ModelNotFoundError, OffloadError,
 from loadpart_common.graph import Value
 from loadpart_common.tensors import check_arrays
 from loadpart_common.wire import CODECS, DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_device.decisions import DecisionLog
 from loadpart_device.local import LocalRuntime
 from loadpart_device.metrics import Metrics
-from loadpart_device.models import ModelCache, default_cache
+from loadpart_device.models import default_cache, find_model
 from loadpart_device.monitor import Monitor
-from loadpart_device.policies import Choice, World, make_policy
+from loadpart_device.policies import Choice, World, make_policy, reply_bytes
 from loadpart_device.result import Location, Plan, Result, Timings
-from loadpart_device.server import Server, model_info
+from loadpart_device.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from loadpart.v1 import offload_pb2
     from loadpart_common.cost import Point
     from loadpart_common.graph import Graph
-    from loadpart_common.store import StoredModel
     from loadpart_common.tensors import Array
     from loadpart_device.local import Values
     from loadpart_device.server import TailReply
@@ -67,6 +67,7 @@ class OffloadClient:
         segment_memory_bytes: int = 512 << 20,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         metrics_listen: str | None = None,
+        decision_log: str | os.PathLike[str] | None = None,
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
         """Connects, fetches the model if need be, and starts to build its segments.
@@ -86,6 +87,7 @@ class OffloadClient:
             segment_memory_bytes: Bound on the memory of built segments, weights left out.
             max_message_bytes: Largest message that is sent.
             metrics_listen: `HOST:PORT` for Prometheus metrics; none are served by default.
+            decision_log: File to which every decision is added as a line of JSON, for `loadpart-device replay`.
             on_progress: Called with the bytes that have come and those of all, while a model is fetched.
 
         Raises:
@@ -93,7 +95,7 @@ class OffloadClient:
                 cached.
             ModelError: The model is damaged.
             CutError: The policy is a cut that the network does not have.
-            SettingsError: The policy or the metrics' address is none.
+            SettingsError: The policy or the metrics' address is none, or a file of measurements is damaged.
         """
         self._closed = threading.Event()
         self._name = model
@@ -101,7 +103,8 @@ class OffloadClient:
         self._info: offload_pb2.ModelInfo | None = None
         self._server = Server(target, max_message_bytes)
         try:
-            stored, why_not = self._find_model(Path(cache) if cache else default_cache(), connect_timeout, on_progress)
+            folder = Path(cache) if cache else default_cache()
+            stored, _, why_not = find_model(self._server, model, folder, connect_timeout, on_progress)
             self._digest = stored.manifest.digest
             self.labels = stored.manifest.labels
             self._graph: Graph = stored.manifest.graph
@@ -121,6 +124,11 @@ class OffloadClient:
         if why_not is not None:
             self._monitor.failed(why_not)
         try:
+            self._log = (
+                DecisionLog(Path(decision_log), model, str(policy), self._graph.whole, reply_bytes(self._graph))
+                if decision_log
+                else None
+            )
             self._metrics = Metrics(model, self._monitor, metrics_listen) if metrics_listen else None
         except BaseException:
             self._server.close()
@@ -197,6 +205,8 @@ class OffloadClient:
         self._local.close()
         if self._metrics:
             self._metrics.close()
+        if self._log:
+            self._log.close()
 
     def _infer(self, inputs: tuple[Array, ...]) -> Result:
         started = time.perf_counter()
@@ -206,7 +216,8 @@ class OffloadClient:
         batch = check_arrays(arrays, self._graph.inputs)
         values: Values = {Value(-1, index): array for index, array in enumerate(arrays)}
         checked = time.perf_counter()
-        choice = self._choose(batch)
+        plans, world = self._plans, self._world()
+        choice = self._policy.choose(plans, world, batch)
         decided = time.perf_counter()
         head = 0.0
         if choice.cut > 0:
@@ -225,18 +236,19 @@ class OffloadClient:
             tail=reply.tail_seconds if reply else 0.0,
             total=ended - started,
         )
+        if self._log:
+            self._log.write(choice, plans, world, batch, timings)
         location: Location = "local" if reply is None else "split" if choice.cut else "offload"
         plan = Plan(choice.cut, location, _CODEC.name if reply else "", choice.predicted_seconds, choice.explain)
         return Result(tuple(values[value] for value in self._graph.outputs), plan, timings)
 
-    def _choose(self, batch: int) -> Choice:
-        world = World(
+    def _world(self) -> World:
+        return World(
             link=self._monitor.link.reading,
             load=self._monitor.load,
             device_slow_down=self._local.slow_down,
             unavailable=self._monitor.unavailable(),
         )
-        return self._policy.choose(self._plans, world, batch)
 
     def _finish(self, choice: Choice, values: Values, batch: int, started: float) -> tuple[Choice, TailReply | None]:
         """Has the server run the tail, or runs it here when the server fails; completes `values`."""
@@ -265,19 +277,6 @@ class OffloadClient:
         seconds = self._local.head_seconds
         alone = float(seconds[-1] - seconds[cut]) * batch * self._local.slow_down
         return max(self._deadline - (time.perf_counter() - started) - alone, 0.0)
-
-    def _find_model(
-        self, cache: Path, timeout: float, on_progress: Callable[[int, int], None]
-    ) -> tuple[StoredModel, ServerError | None]:
-        """The model that the server serves, fetched unless it is cached; else the cached one, and why."""
-        models = ModelCache(cache)
-        try:
-            info = model_info(self._server.list_models(timeout), self._name, self._server.target)
-            stored = models.find(self._name, info.digest) or models.fetch(self._server, self._name, on_progress)
-        except ServerError as error:
-            log.warning("the server at %s cannot be reached: %s", self._server.target, error)
-            return models.find_or_raise(self._name, error), error
-        return stored, None
 
     def _on_models(self, models: dict[str, offload_pb2.ModelInfo]) -> None:
         """Takes in what the server says of the model, and has heads built for its plans."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError
+from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError, ServerError
 from loadpart_common.manifest import Manifest
 from loadpart_common.store import MANIFEST, ModelStore, StoredModel, write_atomically
+from loadpart_device.server import model_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loadpart.v1 import offload_pb2
     from loadpart_device.server import Server
+
+log = logging.getLogger(__name__)
 
 _DIGEST_LETTERS = 16  # of the digest, in a folder's name
 
@@ -90,3 +95,36 @@ class ModelCache:
         if stored is None:
             raise ModelNotFoundError(f"model {name!r} is not cached, and the server cannot be asked: {why}") from why
         return stored
+
+
+class FoundModel(NamedTuple):
+    """A model, what the server says of it, and (when it says nothing) why not."""
+
+    stored: StoredModel
+    info: offload_pb2.ModelInfo | None
+    why_not: ServerError | None
+
+
+def find_model(
+    server: Server, name: str, folder: Path, timeout_seconds: float, on_progress: Callable[[int, int], None]
+) -> FoundModel:
+    """The model that a server serves, fetched unless it is cached; when the server is not there, the cached one.
+
+    Args:
+        server: The server.
+        name: Name of the model.
+        folder: Folder of fetched models.
+        timeout_seconds: How long to wait for the server.
+        on_progress: Called with the bytes that have come and those of all.
+
+    Raises:
+        ModelNotFoundError: The server does not serve it; or it cannot be reached, and the model is not cached.
+        ModelError: What came is not what its manifest says.
+    """
+    models = ModelCache(folder)
+    try:
+        info = model_info(server.list_models(timeout_seconds), name, server.target)
+        return FoundModel(models.find(name, info.digest) or models.fetch(server, name, on_progress), info, None)
+    except ServerError as error:
+        log.warning("the server at %s cannot be reached: %s", server.target, error)
+        return FoundModel(models.find_or_raise(name, error), None, error)

@@ -56,12 +56,23 @@ class World(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A cut, the latency that is expected of it (None when unknown), why, and the weights that it comes from."""
+    """A cut, and how it came about.
+
+    Attributes:
+        cut: Layers to run on the device.
+        predicted_seconds: Latency that is expected of it; None when unknown.
+        explain: Puts into words why.
+        weights: The weights that it comes from; None when nothing was weighed.
+        current: The cut before it.
+        waited: Whether the current cut was kept by chance, for the sake of other devices.
+    """
 
     cut: int
     predicted_seconds: float | None
     explain: Callable[[], str]
     weights: Weights | None = None
+    current: int | None = None
+    waited: bool = False
 
 
 class Policy(ABC):
@@ -73,8 +84,8 @@ class Policy(ABC):
 
     regressed: ClassVar[bool] = False
 
-    def __init__(self, graph: Graph) -> None:
-        self._whole = graph.whole
+    def __init__(self, whole: int) -> None:
+        self._whole = whole
 
     @abstractmethod
     def choose(self, plans: Plans, world: World, batch: int) -> Choice:
@@ -100,9 +111,16 @@ class LoadAware(Policy):
 
     threshold: ClassVar[float] = SWITCH_THRESHOLD
 
-    def __init__(self, graph: Graph, random_source: random.Random | None = None) -> None:
-        super().__init__(graph)
-        self._reply_bytes = sum(spec.nbytes(1) for spec in graph.output_specs)
+    def __init__(self, whole: int, reply_bytes: int, random_source: random.Random | None = None) -> None:
+        """Makes a policy.
+
+        Args:
+            whole: The cut that leaves everything on the device.
+            reply_bytes: Bytes of an answer, one item.
+            random_source: Where chance comes from.
+        """
+        super().__init__(whole)
+        self._reply_bytes = reply_bytes
         self._last: int | None = None
         self._random = random_source or random.Random()
 
@@ -116,17 +134,20 @@ class LoadAware(Policy):
             return self._local("the server's load is not known yet")
         weights = self.weights(world, world.link, world.load, batch)
         point, seconds = plans.choose(weights, batch, current=self._last, threshold=self.threshold)
-        why = "least"
-        if point.cut != self._last and self._last is not None and self._waits(world.load):
-            kept = plans.seconds_of(self._last, weights, batch)
+        current, waited = self._last, False
+        if current is not None and point.cut != current and self._waits(world.load):
+            kept = plans.seconds_of(current, weights, batch)
             if kept is not None:
-                point, seconds, why = (
-                    *kept,
-                    "kept for now, since other devices may be changing plans too; not the least",
-                )
+                (point, seconds), waited = kept, True
         self._last = point.cut
+        why = "kept for now, since other devices may change plans too; not the least" if waited else "least"
         return Choice(
-            point.cut, seconds, lambda: _explain(plans, weights, batch, point.cut, seconds, world.link, why), weights
+            point.cut,
+            seconds,
+            lambda: _explain(plans, weights, batch, point.cut, seconds, world.link, why),
+            weights,
+            current,
+            waited,
         )
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
@@ -175,7 +196,7 @@ class FixedCut(Policy):
     """Always the same cut, unless the server cannot be asked."""
 
     def __init__(self, graph: Graph, cut: int, name: str) -> None:
-        super().__init__(graph)
+        super().__init__(graph.whole)
         self._cut = graph.cut(cut).index
         self._name = name
 
@@ -204,10 +225,15 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
     if isinstance(policy, int):
         return FixedCut(graph, policy, f"cut {policy}")
     if policy in ADAPTIVE:
-        return ADAPTIVE[policy](graph)
+        return ADAPTIVE[policy](graph.whole, reply_bytes(graph))
     if policy in _FIXED:
         return FixedCut(graph, graph.whole if policy == "local" else 0, policy)
     raise SettingsError(f"policy: expected one of {', '.join(POLICIES)} or the number of a cut, got {policy!r}")
+
+
+def reply_bytes(graph: Graph) -> int:
+    """Bytes of an answer, one item."""
+    return sum(spec.nbytes(1) for spec in graph.output_specs)
 
 
 def _explain(

@@ -26,6 +26,8 @@ class Settings:
     deadline: float | None = None
     threads: int | None = None
     cache: str | None = None
+    latency_folder: str | None = None
+    decision_log: str | None = None
     connect_timeout: float = 5.0
     metrics_listen: str | None = None
 
@@ -33,8 +35,13 @@ class Settings:
 _NUMBERS: dict[str, type[int] | type[float]] = {"deadline": float, "threads": int, "connect_timeout": float}
 
 
-def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+def load_settings(flags: Mapping[str, Any], config: Path | None = None, *, needs_model: bool = True) -> Settings:
     """Settings from flags (those that are not None), the environment and a TOML file.
+
+    Args:
+        flags: What was given on the command line, by name.
+        config: The TOML file, if there is one.
+        needs_model: Whether a model has to be named.
 
     Raises:
         SettingsError: A value is wrong, a name unknown, or the file missing; the message names the field.
@@ -49,7 +56,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         if values.get(name) is not None:
             values[name] = _number(name, kind, values[name])
     settings = Settings(**values)
-    if not settings.model:
+    if needs_model and not settings.model:
         raise SettingsError("model: expected the name of a model, got nothing")
     return settings
 
