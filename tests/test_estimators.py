@@ -13,7 +13,7 @@ from loadpart_common.cost import Plans, Point
 from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator, LinkReading
 from loadpart_device.load import LoadFollower
 from loadpart_device.policies import LoadAware, ServerLoad, World, make_policy
-from loadpart_edge.load import MeanBacklog, SlowDown
+from loadpart_edge.load import Backlog, SlowDown
 from tests.test_graph import chain
 
 
@@ -174,15 +174,16 @@ def test_slow_down_is_the_median_of_the_latest_and_falls_back() -> None:
 
 def test_mean_backlog_is_a_mean_over_time() -> None:
     clock = Clock()
-    mean = MeanBacklog(clock)
+    mean = Backlog(clock)
     for _ in range(100):  # a job of 0.1 s every 0.2 s: the backlog falls from 0.1 to 0, and is 0 as long
-        mean.changed(0.1)
+        mean.changed(0.1, 1.0)
         clock.now += 0.1
-        mean.changed(0.0)
+        mean.changed(0.0, 0.0)
         clock.now += 0.1
-    assert mean.value == pytest.approx(0.025, rel=0.15)
+    assert mean.mean_seconds == pytest.approx(0.025, rel=0.15)
+    assert mean.externality_seconds == pytest.approx(0.025, rel=0.1)  # half of the time it is idle
     clock.now += 10
-    assert mean.value == pytest.approx(0, abs=1e-4)
+    assert mean.mean_seconds == pytest.approx(0, abs=1e-4)
 
 
 def status(backlog: float, mean: float) -> offload_pb2.ServerStatus:
@@ -203,15 +204,15 @@ def test_a_backlog_runs_down_and_then_the_mean_is_expected() -> None:
 
 def test_a_device_never_waits_for_itself() -> None:
     clock = Clock()
-    load, mean = LoadFollower(clock), MeanBacklog(clock)
+    load, mean = LoadFollower(clock), Backlog(clock)
     for _ in range(50):  # one device, whose tails of 0.2 s fill the server
-        mean.changed(0.2)
+        mean.changed(0.2, 1.0)
         clock.now += 0.2
-        mean.changed(0.0)
+        mean.changed(0.0, 0.0)
         load.served(0.0, 0.2)
-        load.heard(status(0.0, mean.value))
+        load.heard(status(0.0, mean.mean_seconds))
     clock.now += 0.5
-    assert mean.value > 0.04
+    assert mean.mean_seconds > 0.04
     assert load.now().backlog_seconds == pytest.approx(0, abs=0.02)
 
 
@@ -274,15 +275,34 @@ def test_small_gains_do_not_switch() -> None:
 
 
 def test_many_devices_do_not_change_plans_at_once() -> None:
-    fleet = [LoadAware(5, 40, random.Random(seed)) for seed in range(400)]
+    """400 devices that infer once a second would be eight times as much as a server can do that takes 20 ms."""
+    clock = Clock()
+    fleet = [LoadAware(5, 40, random.Random(seed), clock) for seed in range(400)]
     busy = World(FAST_LINK, ServerLoad(100, 0, draining=False, watchers=400), 1.0, None)
     idle = World(FAST_LINK, ServerLoad(1, 0, draining=False, watchers=400), 1.0, None)
     assert {policy.choose(PLANS, busy, 1).cut for policy in fleet} == {5}  # the first plan is nobody's change
+    clock.now += 1
     moved = sum(policy.choose(PLANS, idle, 1).cut == 0 for policy in fleet)
-    assert 4 < moved < 40
-    for _ in range(400):
-        moved = sum(policy.choose(PLANS, idle, 1).cut == 0 for policy in fleet)
-    assert moved == 400
+    assert moved == pytest.approx(50, abs=25)
+    for _ in range(100):
+        clock.now += 1
+        choices = [policy.choose(PLANS, idle, 1) for policy in fleet]
+    assert {choice.cut for choice in choices} == {0}
+    alone = LoadAware(5, 40, random.Random(0), clock)
+    for load, expected in ((busy.load, 5), (idle.load, 0), (busy.load, 5)):
+        assert load is not None
+        assert alone.choose(PLANS, busy._replace(load=load._replace(watchers=1)), 1).cut == expected
+
+
+def test_among_many_devices_the_waiting_of_others_counts() -> None:
+    crowded = ServerLoad(1.0, 0.01, draining=False, watchers=1000, externality_seconds=10.0)
+    assert cut_of("load-aware", load=crowded) == 5
+    assert cut_of("load-aware", load=crowded._replace(watchers=10)) == 0
+    policy = make_policy("load-aware", chain(5))
+    world = World(FAST_LINK, crowded._replace(externality_seconds=0.05), 1.0, None)
+    choice = policy.choose(PLANS, world, 1)
+    assert choice.cut == 0
+    assert choice.predicted_seconds == pytest.approx(0.02 + 0.001 + 0.01, rel=0.01)  # its own latency only
 
 
 def test_the_paper_has_no_queue_and_folds_the_round_trip_into_the_bandwidth() -> None:

@@ -51,6 +51,7 @@ class Weights(NamedTuple):
         server_slow_down: Measured over predicted seconds of tails.
         fixed_seconds: What any remote plan costs: round trip, queue wait, reply.
         free_bytes: Bytes that the uplink carries at once; only those beyond cost time.
+        others_seconds: Waiting that any remote plan causes to other devices, as far as it is to count.
     """
 
     device_slow_down: float
@@ -58,6 +59,7 @@ class Weights(NamedTuple):
     server_slow_down: float
     fixed_seconds: float
     free_bytes: float = 0.0
+    others_seconds: float = 0.0
 
 
 class Plans:
@@ -76,11 +78,11 @@ class Plans:
         self._position = {point.cut: position for position, point in enumerate(self.points)}
 
     def seconds(self, weights: Weights, batch: int = 1) -> list[float]:
-        """Predicted latency of every plan, in the order of `points`."""
+        """Cost of every plan, in the order of `points`: its predicted latency, and what it costs others."""
         device = weights.device_slow_down * batch
         link, free = weights.seconds_per_byte, weights.free_bytes
         server = weights.server_slow_down * batch
-        fixed = weights.fixed_seconds
+        fixed = weights.fixed_seconds + weights.others_seconds
         return [
             head * device + (nbytes * batch - free) * link + tail * server + remote * fixed
             if nbytes * batch > free
@@ -91,7 +93,7 @@ class Plans:
     def choose(
         self, weights: Weights, batch: int = 1, *, current: int | None = None, threshold: float = 0.0
     ) -> tuple[Point, float]:
-        """The plan with the least predicted latency, and that latency in seconds.
+        """The plan with the least cost, and its predicted latency in seconds.
 
         Args:
             weights: The state of the world.
@@ -104,12 +106,16 @@ class Plans:
         kept = self._position.get(current) if current is not None else None
         if kept is not None and seconds[best] > seconds[kept] * (1 - threshold):
             best = kept
-        return self.points[best], seconds[best]
+        return self._with_latency(best, seconds, weights)
 
     def seconds_of(self, cut: int, weights: Weights, batch: int = 1) -> tuple[Point, float] | None:
         """The plan with a cut, and its predicted latency in seconds; None when it is not among the plans."""
         position = self._position.get(cut)
-        return None if position is None else (self.points[position], self.seconds(weights, batch)[position])
+        return None if position is None else self._with_latency(position, self.seconds(weights, batch), weights)
+
+    def _with_latency(self, position: int, seconds: list[float], weights: Weights) -> tuple[Point, float]:
+        point = self.points[position]
+        return point, seconds[position] - weights.others_seconds * point.remote
 
 
 def points(graph: Graph, head_seconds: Array, tail_seconds: Array) -> tuple[Point, ...]:

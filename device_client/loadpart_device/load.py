@@ -62,4 +62,4 @@ class LoadFollower:
         mean = max(status.mean_backlog_seconds - own, 0.0)
         seen = max(status.backlog_seconds - passed, 0.0)
         backlog = mean + (seen - mean) * math.exp(-passed / _FORGET_SECONDS)
-        return ServerLoad(status.slow_down, backlog, status.draining, status.watchers)
+        return ServerLoad(status.slow_down, backlog, status.draining, status.watchers, status.externality_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 SWITCH_THRESHOLD = 0.05
 """Least predicted gain that is worth another plan than the last; noise moves predictions by a few per cent."""
 
-_TOGETHER = 16
-"""Devices that may change their plans at once: of more that follow a server, each one waits for a while by chance."""
+_MANY = 16
+"""Devices on one server from which on each also counts what its requests cost the others."""
 
 
 class ServerLoad(NamedTuple):
@@ -31,12 +32,23 @@ class ServerLoad(NamedTuple):
         backlog_seconds: Seconds until a job that comes is started.
         draining: It takes no more.
         watchers: Devices that follow its status.
+        externality_seconds: Waiting that one more job would cause to others.
     """
 
     slow_down: float
     backlog_seconds: float
     draining: bool = False
     watchers: int = 1
+    externality_seconds: float = 0.0
+
+    @property
+    def others_seconds(self) -> float:
+        """As much of `externality_seconds` as this device should count: all of it among many devices.
+
+        If each of many devices counted its own waiting only, they would fill the server until it is no better than
+        none (Naor 1969). A few devices are no market: what one of them leaves to the others, nobody takes.
+        """
+        return self.externality_seconds * max(1 - _MANY / max(self.watchers, 1), 0.0)
 
 
 class World(NamedTuple):
@@ -104,25 +116,34 @@ class Policy(ABC):
 class LoadAware(Policy):
     """The plan with the least predicted latency, from the link and the server's load.
 
-    It changes plans only for a gain above `SWITCH_THRESHOLD`, and where many devices follow a server only some of them
-    change at a time: if all went at once to a server that has become idle, they would find it overloaded, and leave
-    it at once.
+    It changes plans only for a gain above `SWITCH_THRESHOLD`, and by chance: if all devices went at once to a server
+    that has become idle, they would find it overloaded, and leave it at once. So each one changes with the probability
+    at which the server could just serve them, if all of them inferred as often as this one does.
     """
 
     threshold: ClassVar[float] = SWITCH_THRESHOLD
 
-    def __init__(self, whole: int, reply_bytes: int, random_source: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        whole: int,
+        reply_bytes: int,
+        random_source: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Makes a policy.
 
         Args:
             whole: The cut that leaves everything on the device.
             reply_bytes: Bytes of an answer, one item.
             random_source: Where chance comes from.
+            clock: Tells how often it decides.
         """
         super().__init__(whole)
         self._reply_bytes = reply_bytes
         self._last: int | None = None
         self._random = random_source or random.Random()
+        self._clock = clock
+        self._decided_at = float("-inf")
 
     def choose(self, plans: Plans, world: World, batch: int) -> Choice:
         """See `Policy.choose`."""
@@ -135,10 +156,13 @@ class LoadAware(Policy):
         weights = self.weights(world, world.link, world.load, batch)
         point, seconds = plans.choose(weights, batch, current=self._last, threshold=self.threshold)
         current, waited = self._last, False
-        if current is not None and point.cut != current and self._waits(world.load):
-            kept = plans.seconds_of(current, weights, batch)
-            if kept is not None:
-                (point, seconds), waited = kept, True
+        now = self._clock()
+        since, self._decided_at = now - self._decided_at, now
+        kept = plans.seconds_of(current, weights, batch) if current not in (None, point.cut) else None
+        if kept is not None and self._waits(
+            world.load, max(point.server_seconds, kept[0].server_seconds) * batch, since
+        ):
+            (point, seconds), waited = kept, True
         self._last = point.cut
         why = "kept for now, since other devices may change plans too; not the least" if waited else "least"
         return Choice(
@@ -160,10 +184,19 @@ class LoadAware(Policy):
             + load.backlog_seconds
             + link.reply_seconds(self._reply_bytes * batch),
             free_bytes=link.free_bytes,
+            others_seconds=load.others_seconds,
         )
 
-    def _waits(self, load: ServerLoad) -> bool:
-        return load.watchers > _TOGETHER and self._random.random() > _TOGETHER / load.watchers
+    def _waits(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:
+        """Whether to keep a plan by chance.
+
+        Args:
+            load: State of the server.
+            server_seconds: What the better plan, or the one in use, takes there.
+            since_seconds: Since the last decision.
+        """
+        others = max(load.watchers - 1, 0)
+        return self._random.random() * others * server_seconds * load.slow_down > since_seconds
 
 
 class BandwidthOnly(LoadAware):
@@ -188,7 +221,7 @@ class Paper(LoadAware):
         """See `LoadAware.weights`."""
         return Weights(1.0, 1 / max(link.naive_bytes_per_second, 1e-9), load.slow_down, 0.0)
 
-    def _waits(self, load: ServerLoad) -> bool:  # noqa: ARG002
+    def _waits(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:  # noqa: ARG002
         return False
 
 

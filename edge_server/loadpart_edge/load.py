@@ -17,7 +17,9 @@ _FRESH_SECONDS = 1.0
 _LEAST_READINGS = 3
 _MOST_READINGS = 32
 _STALE_SECONDS = 10.0
-_MEAN_SECONDS = 1.0
+_WINDOW_SECONDS = 1.0
+_LONG_WINDOW_SECONDS = 5.0
+_FULL = 0.95  # an occupancy beyond which the mean of some seconds is too coarse to divide by what is left
 
 
 class SlowDown:
@@ -62,31 +64,68 @@ class SlowDown:
         self._until = self._readings[0][0] + _FRESH_SECONDS if self._readings else math.inf
 
 
-class MeanBacklog:
-    """Mean over time of the backlog, which falls by one second a second between the moments when it jumps.
+class TimeMean:
+    """Mean over time of a figure that falls at a steady slope, to no less than 0, between the moments when it jumps.
 
-    An exponential window of about a second: the same weight to each moment, not to each change.
+    An exponential window: the same weight to each moment, not to each change.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._mean = 0.0
-        self._since = clock()
-        self._backlog = 0.0
+    def __init__(
+        self, window_seconds: float, slope: float = 0.0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """Makes a mean.
 
-    def changed(self, backlog: float) -> None:
-        """Notes the backlog from now on, in seconds."""
-        self._mean, self._since, self._backlog = self.value, self._clock(), backlog
+        Args:
+            window_seconds: In which an old value's weight falls to a third.
+            slope: By which the figure falls each second; 0 for one that stays.
+            clock: What tells the time, in seconds.
+        """
+        self._window, self._slope, self._clock = window_seconds, slope, clock
+        self._mean, self._value, self._since = 0.0, 0.0, clock()
+
+    def changed(self, value: float) -> None:
+        """Notes the figure from now on."""
+        self._mean, self._value, self._since = self.mean, value, self._clock()
 
     @property
-    def value(self) -> float:
-        """The mean, in seconds."""
+    def mean(self) -> float:
+        """The mean."""
         passed = self._clock() - self._since
         if passed <= 0:
             return self._mean
-        falling = min(passed, self._backlog)
-        during = falling * (self._backlog - falling / 2) / passed
-        return during + (self._mean - during) * math.exp(-passed / _MEAN_SECONDS)
+        falling = min(passed, self._value / self._slope) if self._slope else passed
+        during = falling * (self._value - self._slope * falling / 2) / passed
+        return during + (self._mean - during) * math.exp(-passed / self._window)
+
+
+class Backlog:
+    """Means of the backlog, and what one more job would cost the others."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._lately = TimeMean(_WINDOW_SECONDS, 1.0, clock)
+        self._longer = TimeMean(_LONG_WINDOW_SECONDS, 1.0, clock)
+        self._occupancy = TimeMean(_LONG_WINDOW_SECONDS, 0.0, clock)
+
+    def changed(self, seconds: float, occupancy: float) -> None:
+        """Notes the backlog from now on, in seconds, and the share of the workers that run jobs."""
+        self._lately.changed(seconds)
+        self._longer.changed(seconds)
+        self._occupancy.changed(occupancy)
+
+    @property
+    def mean_seconds(self) -> float:
+        """Mean over the last second."""
+        return self._lately.mean
+
+    @property
+    def externality_seconds(self) -> float:
+        """Waiting that one more job would cause to others.
+
+        It delays every job that comes before the queue is next empty: that takes backlog / (1 - occupancy) on average,
+        and the share `occupancy` of it goes to others.
+        """
+        occupancy = min(self._occupancy.mean, _FULL)
+        return self._longer.mean * occupancy / (1 - occupancy)
 
 
 class Utilisation:

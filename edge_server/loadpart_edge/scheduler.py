@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import InternalError, OffloadError, OverloadedError
-from loadpart_edge.load import MeanBacklog, SlowDown
+from loadpart_edge.load import Backlog, SlowDown
 from loadpart_edge.messages import Done, Failed, Prepare, Prepared, Run
 from loadpart_edge.pool import WorkerProcess
 
@@ -86,7 +86,7 @@ class Scheduler:
     Attributes:
         on_change: Called when the queue has changed.
         slow_down: Measured over predicted time of the latest jobs, or of the canary when there are none.
-        mean_backlog: Of the last second.
+        backlog: Its means.
         restarts: Workers that died and were replaced.
     """
 
@@ -118,7 +118,7 @@ class Scheduler:
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
         self.slow_down = SlowDown()
-        self.mean_backlog = MeanBacklog()
+        self.backlog = Backlog()
         self.restarts = 0
 
     async def start(self) -> None:
@@ -250,7 +250,7 @@ class Scheduler:
             asyncio.get_running_loop().call_soon(self._changed)
 
     def _changed(self) -> None:
-        self.mean_backlog.changed(self.backlog_seconds)
+        self.backlog.changed(self.backlog_seconds, self.running / len(self._seats))
         self.on_change()
 
     async def _keep_fresh(self) -> None:

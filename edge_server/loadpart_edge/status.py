@@ -18,7 +18,8 @@ _LARGE_SECONDS = 0.005
 _LARGE_SHARE = 0.25
 """A change of the backlog is large when it passes both: so much time, and such a share of what was last published."""
 
-_LEAST_GAP_SECONDS = 0.05
+LEAST_GAP_SECONDS = 0.05
+"""Between two publications: changes that come and go within it are not told."""
 
 
 class StatusBoard:
@@ -60,7 +61,8 @@ class StatusBoard:
             cpu_utilisation=self.cpu,
             gpu_utilisation=self.gpu,
             draining=self._draining,
-            mean_backlog_seconds=self._scheduler.mean_backlog.value,
+            mean_backlog_seconds=self._scheduler.backlog.mean_seconds,
+            externality_seconds=self._scheduler.backlog.externality_seconds,
             watchers=self._watchers,
             models_version=self._models_version(),
         )
@@ -108,7 +110,7 @@ class StatusBoard:
             self._send()
             next_period = loop.time() + self._period_seconds
             while (left := next_period - loop.time()) > 0:
-                await asyncio.sleep(min(_LEAST_GAP_SECONDS, left))  # changes that come and go within it are not told
+                await asyncio.sleep(min(LEAST_GAP_SECONDS, left))
                 # Not `wait_for`, which loses a cancellation that comes at the moment when the event does.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(next_period):
@@ -124,5 +126,10 @@ class StatusBoard:
         published.set_result(self._written(self._latest))
 
     def _is_large_change(self) -> bool:
-        before, now = self._latest.backlog_seconds, self._scheduler.backlog_seconds
-        return abs(now - before) > max(_LARGE_SECONDS, _LARGE_SHARE * before) or self._draining != self._latest.draining
+        changed = is_large_change(self._latest.backlog_seconds, self._scheduler.backlog_seconds)
+        return changed or self._draining != self._latest.draining
+
+
+def is_large_change(before: float, now: float) -> bool:
+    """Whether a backlog, in seconds, has changed so much that devices should know at once."""
+    return abs(now - before) > max(_LARGE_SECONDS, _LARGE_SHARE * before)

@@ -1,0 +1,112 @@
+"""The decision: hulls against brute force, and how long it takes.
+
+For each network, the plans on the lower hull are compared with all plans, over random weight vectors that span what
+links, loads and devices can be: a plan that wins for one of them and is not on the hull is a miss.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.daemon import conditions, export_missing
+from loadpart_common.cost import Plans, lower_hull, points
+from loadpart_common.latency import Curves, shipped_model
+from loadpart_common.store import ModelStore
+from loadpart_common.zoo import NETWORKS
+from loadpart_device.link import LinkReading
+from loadpart_device.policies import ServerLoad, World, make_policy
+
+if TYPE_CHECKING:
+    from loadpart_common.cost import Point
+    from loadpart_common.graph import Graph
+    from loadpart_common.tensors import Array
+
+VECTORS = 100_000
+DECISIONS = 20_000
+LIMIT_MICROSECONDS = 20.0
+
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def main() -> None:
+    export_missing()
+    store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
+    table = Table(
+        "network", "cuts", "hull", "cuts of the hull", "missed", "missed, with bursts", "decision, us",
+        title=f"{VECTORS} random weight vectors a network", header_style="bold",
+    )  # fmt: skip
+    missed_in_all, slowest = 0, 0.0
+    for seed, name in enumerate(track(NETWORKS, description="deciding", console=console, transient=True)):
+        graph = store.open(name).manifest.graph
+        curves = Curves(graph, shipped_model())
+        plans = points(graph, curves.head_seconds({}), curves.tail_seconds({}))
+        hull = lower_hull(plans)
+        missed = [misses(plans, hull, np.random.default_rng(seed), bursts=bursts) for bursts in (False, True)]
+        microseconds = decide(graph, hull)
+        table.add_row(
+            name, str(len(plans)), str(len(hull)), " ".join(str(point.cut) for point in hull), *map(str, missed),
+            f"{microseconds:.1f}",
+        )  # fmt: skip
+        missed_in_all += missed[0]
+        slowest = max(slowest, microseconds)
+    console.print(conditions())
+    console.print(table)
+    console.print(
+        f"missed: {missed_in_all} (0 wanted); slowest median decision {slowest:.1f} microseconds, "
+        f"at most {LIMIT_MICROSECONDS:.0f} wanted"
+    )
+    if missed_in_all or slowest > LIMIT_MICROSECONDS:
+        sys.exit(1)
+
+
+def misses(plans: tuple[Point, ...], hull: tuple[Point, ...], rng: np.random.Generator, *, bursts: bool) -> int:
+    """Weight vectors for which a plan off the hull beats all on it.
+
+    Device and server slow-downs of 1 to 1000, links of 10 kbit/s to 10 Gbit/s, up to 10 s of round trip and queue; in
+    one vector of four, one weight is 0. With bursts, up to 256 kB cross at once.
+    """
+    spans = ((0, 3), (-9.1, -3.1), (0, 3), (-5, 1))
+    weights = np.stack([10 ** rng.uniform(*span, VECTORS) for span in spans])
+    without = rng.integers(0, 16, VECTORS)
+    for position in range(4):
+        weights[position, without == position] = 0.0
+    free = 10 ** rng.uniform(0, 5.4, VECTORS) if bursts else np.zeros(VECTORS)
+    best = least(plans, weights, free)
+    return int((least(hull, weights, free) > best * (1 + 1e-9) + 1e-15).sum())
+
+
+def least(plans: tuple[Point, ...], weights: Array, free: Array) -> Array:
+    """Latency of the best plan for each weight vector, shape (vectors,)."""
+    best = np.full(weights.shape[1], np.inf)
+    for plan in plans:
+        crossing = np.maximum(plan.uplink_bytes - free, 0.0)
+        seconds = plan.device_seconds * weights[0] + crossing * weights[1] + plan.server_seconds * weights[2]
+        np.minimum(best, seconds + plan.remote * weights[3], out=best)
+    return best
+
+
+def decide(graph: Graph, hull: tuple[Point, ...]) -> float:
+    """Median microseconds of a whole decision of the load-aware policy, over changing links and loads."""
+    policy, plans = make_policy("load-aware", graph), Plans(hull)
+    rng = np.random.default_rng(0)
+    seconds = []
+    for rate, slow_down, backlog in zip(*(rng.uniform(0, 1, (3, DECISIONS))), strict=True):
+        world = World(LinkReading(1e-3, 10 ** (-8 + 3 * rate)), ServerLoad(1 + 9 * slow_down, backlog), 1.0, None)
+        started = time.perf_counter()
+        policy.choose(plans, world, 1)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) * 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""How well the latency model tells what heads and tails take, before and after profiling.
+
+Runs all heads and tails of the six networks on one core with one thread, and compares the median of some runs of each
+with what was predicted: from the calibration alone, in which no layer of these networks occurs, and with the network's
+profile, measured at a handful of its cuts just before. Everything measured is kept as JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.daemon import conditions, export_missing
+from loadpart_common.calibration import NETWORKS as CALIBRATED
+from loadpart_common.calibration import calibrate, profile, profile_cuts
+from loadpart_common.console import progress
+from loadpart_common.engine import Engine
+from loadpart_common.latency import Curves, Profile
+from loadpart_common.mindir import ModelFile, Program
+from loadpart_common.store import ModelStore
+from loadpart_common.zoo import NETWORKS, export_synthetic
+
+if TYPE_CHECKING:
+    from loadpart_common.graph import Graph, Layer
+    from loadpart_common.tensors import Array
+
+RUNS = 5
+BEFORE_MEAN, BEFORE_WORST, AFTER_WORST = 0.15, 0.25, 0.06
+RESULTS = Path(".cache") / "benchmarks" / "prediction"
+
+console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def main() -> None:
+    export_missing()
+    store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    engine = Engine(threads=1, memory_limit_bytes=64 << 20, cores=[sorted(os.sched_getaffinity(0))[-1]])
+    with progress("calibrating") as tell:
+        model = calibrate(engine, on_progress=tell)
+    (RESULTS / "model.json").write_text(model.to_json(), encoding="utf-8")
+    console.print(conditions())
+    console.print(f"calibrated on {model.segments} pieces of {CALIBRATED} random networks; fit {model.error:.1%}")
+    table = Table(
+        "network", "cuts", "layers met", "heads", "tails", "both", "profiled cuts", "heads", "tails", "both",
+        title="mean absolute error of predicted seconds, before and after profiling", header_style="bold",
+    )  # fmt: skip
+    known = {signature(graph, layer) for graph in sweep() for layer in graph.layers if layer.weight_bytes}
+    rows: list[dict[str, Any]] = []
+    before, after = {}, {}
+    for name in NETWORKS:
+        network = engine.load(store.open(name).path)
+        graph = network.graph
+        met = sum(signature(graph, layer) in known for layer in graph.layers if layer.weight_bytes)
+        measured = profile(engine, network, model)
+        truth = run_all(engine, network, name)
+        engine.unload(network)
+        curves = Curves(graph, model)
+        for kind, anchors in (("before", Profile({}, {})), ("after", measured)):
+            rows += compare(name, kind, curves, anchors, truth)
+        errors = {
+            kind: [error_of(rows, name, kind, side) for side in ("head", "tail", "")] for kind in ("before", "after")
+        }
+        before[name], after[name] = errors["before"][-1], errors["after"][-1]
+        table.add_row(
+            name, str(len(graph.cuts)), str(met), *(f"{error:.1%}" for error in errors["before"]),
+            str(len(profile_cuts(graph, model))), *(f"{error:.1%}" for error in errors["after"]),
+        )  # fmt: skip
+        write(rows)
+    engine.close()
+    console.print(table)
+    draw(rows, RESULTS / "prediction.png")
+    mean = float(np.mean(list(before.values())))
+    console.print(
+        f"before profiling: mean {mean:.1%} (at most {BEFORE_MEAN:.0%} wanted), worst {max(before.values()):.1%} "
+        f"(at most {BEFORE_WORST:.0%} wanted)"
+    )
+    console.print(f"after profiling: worst {max(after.values()):.1%} (at most {AFTER_WORST:.0%} wanted)")
+    console.print(f"every segment is in {RESULTS}/segments.jsonl, the picture in {RESULTS}/prediction.png")
+    if mean > BEFORE_MEAN or max(before.values()) > BEFORE_WORST or max(after.values()) > AFTER_WORST:
+        sys.exit(1)
+
+
+def run_all(engine: Engine, network: Any, name: str) -> dict[tuple[str, int], float]:
+    """Measured seconds of the head and the tail of every cut."""
+    graph: Graph = network.graph
+    truth = {}
+    for cut in track(graph.cuts, description=f"running {name}", console=console, transient=True):
+        if cut.index > 0:
+            truth["head", cut.index] = engine.idle_seconds(network, graph.head(cut.index), runs=RUNS)
+        if cut.index < graph.whole:
+            truth["tail", cut.index] = engine.idle_seconds(network, graph.tail(cut.index), runs=RUNS)
+    return truth
+
+
+def compare(
+    name: str, kind: str, curves: Curves, anchors: Profile, truth: dict[tuple[str, int], float]
+) -> list[dict[str, Any]]:
+    """A row for each segment, with what was predicted and what it took."""
+    predicted: dict[str, Array] = {
+        "head": curves.head_seconds(anchors.heads),
+        "tail": curves.tail_seconds(anchors.tails),
+    }
+    return [
+        {
+            "network": name,
+            "kind": kind,
+            "side": side,
+            "cut": cut,
+            "measured": seconds,
+            "predicted": float(predicted[side][cut]),
+        }
+        for (side, cut), seconds in truth.items()
+    ]
+
+
+def error_of(rows: list[dict[str, Any]], name: str, kind: str, side: str) -> float:
+    """Mean absolute error, as a share of what was measured."""
+    chosen = [row for row in rows if row["network"] == name and row["kind"] == kind and side in ("", row["side"])]
+    return float(np.mean([abs(row["predicted"] / row["measured"] - 1) for row in chosen]))
+
+
+def signature(graph: Graph, layer: Layer) -> tuple[Any, ...]:
+    """What makes two layers with weights the same to a stopwatch."""
+    return (
+        layer.kind,
+        tuple(graph.spec(value).shape for value in layer.inputs),
+        layer.outputs[0].shape,
+        layer.weight_bytes,
+    )
+
+
+def sweep() -> list[Graph]:
+    """The graphs of the calibration's networks."""
+    graphs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(CALIBRATED):
+            path = Path(folder) / "network.mindir"
+            export_synthetic(seed, path)
+            graphs.append(Program(ModelFile(path).structure).graph)
+            path.unlink()
+    return graphs
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (RESULTS / "segments.jsonl").write_text(text, encoding="utf-8")
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Predicted against measured seconds, before and after profiling."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    marks = zip(NETWORKS, ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"), "osv^DP", strict=True)
+    styles = {name: (colour, mark) for name, colour, mark in marks}
+    for axes, kind in zip(figure.subplots(1, 2, sharex=True, sharey=True), ("before", "after"), strict=True):
+        for name, (colour, mark) in styles.items():
+            chosen = [row for row in rows if row["kind"] == kind and row["network"] == name]
+            x, y = ([row[key] * 1e3 for row in chosen] for key in ("measured", "predicted"))
+            axes.plot(x, y, mark, color=colour, markersize=4, alpha=0.6, markeredgewidth=0, label=name)
+        ends = np.array([0.2, 500.0])
+        axes.plot(ends, ends, "k-", linewidth=0.8)
+        axes.plot(ends, ends * 1.25, "k:", ends, ends / 1.25, "k:", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("measured, ms")
+        axes.set_title(f"{kind} profiling (dotted: 25 %)")
+    figure.axes[0].set_ylabel("predicted, ms")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
