@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 BIN = Path(sys.executable).parent
 _END_SECONDS = 60
@@ -43,11 +43,25 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def daemon(*arguments: str, cores: set[int] | None = None, stderr: int | None = None) -> Iterator[Daemon]:
-    """Starts `loadpart-edge serve` with arguments, on some cores, and ends it with the block."""
+def daemon(
+    *arguments: str,
+    cores: set[int] | None = None,
+    stderr: int | None = None,
+    address: str = "127.0.0.1",
+    wrapper: Sequence[str] = (),
+) -> Iterator[Daemon]:
+    """Starts `loadpart-edge serve` on a free port, and ends it with the block.
+
+    Args:
+        arguments: Further arguments.
+        cores: Cores that it may use; all by default.
+        stderr: Where its log goes, as for `subprocess.Popen`.
+        address: Where it listens.
+        wrapper: A command that runs it.
+    """
     started = time.monotonic()
     process = subprocess.Popen(
-        [BIN / "loadpart-edge", "serve", "--listen", "127.0.0.1:0", *arguments],
+        [*wrapper, str(BIN / "loadpart-edge"), "serve", "--listen", f"{address}:0", *arguments],
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,

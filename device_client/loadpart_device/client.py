@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from loadpart_common.cost import Point
     from loadpart_common.graph import Graph
     from loadpart_common.tensors import Array
+    from loadpart_device.link import LinkReading
     from loadpart_device.local import Values
+    from loadpart_device.policies import ServerLoad
     from loadpart_device.server import TailReply
 
 _CODEC = CODECS["raw"]
@@ -163,6 +165,16 @@ class OffloadClient:
     def metrics_address(self) -> str | None:
         """Where the metrics are served; None when they are not."""
         return self._metrics.address if self._metrics else None
+
+    @property
+    def link(self) -> LinkReading | None:
+        """The link to the server as it was last measured; None as long as it is unknown."""
+        return self._monitor.link.reading
+
+    @property
+    def load(self) -> ServerLoad | None:
+        """The server's load as it is expected to be now; None as long as it is unknown."""
+        return self._monitor.load
 
     def wait_ready(self, timeout: float = 60.0) -> bool:
         """Waits until the link has been measured and the segments of all plans are built.

@@ -29,6 +29,7 @@ _PROBE_SHARE = 0.01  # of the link's time that probes may take
 _PROBE_BYTES = 2 * MEASURABLE_BYTES
 _LARGEST_PROBE_BYTES = 1 << 20
 _PROBE_SECONDS = 0.025  # of a probe that is long enough for a clock, on a quick link
+_QUIET_SECONDS = 0.02  # before a small request: one in a row of them is quicker than an inference's ever is
 _PAIRS_A_DOWNLINK = 6  # pairs of probes, after which the downlink is probed too: answers are small
 _BUSY_SECONDS = 0.05
 
@@ -156,26 +157,35 @@ class Monitor:
             if not self._is_quiet():
                 pause = _BUSY_SECONDS
             elif not self._closing.is_set() and self.link.age_seconds >= _PROBE_PERIOD_SECONDS:
-                started = time.monotonic()
                 try:
-                    self._measure()
+                    pause = max(pause, self._measure() / _PROBE_SHARE)
                     self._measured.set()
                 except (OffloadError, ValueError) as error:
                     log.debug("a probe failed: %s", error)
                     pause = _FIRST_RETRY_SECONDS
-                pause = max(pause, (time.monotonic() - started) / _PROBE_SHARE)
             self._closing.wait(pause)
 
-    def _measure(self) -> None:
-        """Times small requests, and two large ones in a row, the second as large as the link is quick."""
+    def _measure(self) -> float:
+        """Times small requests, and two large ones in a row, the second as large as the link is quick.
+
+        Returns:
+            Seconds that the link, or the busier direction of it, was taken up.
+        """
+        started = time.monotonic()
         for _ in range(3 if self.link.reading is None else 1):
+            self._closing.wait(_QUIET_SECONDS)
             self.link.record(0, 0, self._server.probe(b"", _CALL_SECONDS))
-        self._measure_pair(lambda size: self._server.probe(os.urandom(size), _CALL_SECONDS), down=False)
+        sent = self._measure_pair(lambda size: self._server.probe(os.urandom(size), _CALL_SECONDS), down=False)
+        reading = self.link.reading
+        taken = max(time.monotonic() - started, sent * reading.seconds_per_byte if reading else 0.0)
         if self._pairs % _PAIRS_A_DOWNLINK == 0:
             self._measure_pair(lambda size: self._server.probe(b"", _CALL_SECONDS, response_bytes=size), down=True)
         self._pairs += 1
+        return taken
 
-    def _measure_pair(self, probe: Callable[[int], float], *, down: bool) -> None:
+    def _measure_pair(self, probe: Callable[[int], float], *, down: bool) -> int:
+        """Probes twice; gives the bytes that it took."""
         first = probe(_PROBE_BYTES)
         size = int(_PROBE_BYTES * min(max(_PROBE_SECONDS / max(first, 1e-4), 1.0), _LARGEST_PROBE_BYTES / _PROBE_BYTES))
         self.link.record_pair((_PROBE_BYTES, first), (size, probe(size)), down=down)
+        return _PROBE_BYTES + size

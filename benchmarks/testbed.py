@@ -1,0 +1,102 @@
+"""Two network namespaces with a shaped link between them, made and removed by whoever benchmarks; needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SERVER_ADDRESS = "10.213.77.1"
+_DEVICE_ADDRESS = "10.213.77.2"
+_BURST, _LATENCY = "32kb", "50ms"
+_CLONE_NEWNET = 0x40000000
+
+
+class Link:
+    """A link between a device's namespace and a server's, unshaped until told otherwise.
+
+    Attributes:
+        device: Name of the device's namespace.
+        server: Name of the server's namespace.
+    """
+
+    def __init__(self) -> None:
+        suffix = os.getpid() % 100000
+        self.device, self.server = f"lp-device-{suffix}", f"lp-server-{suffix}"
+        self._ends = {self.device: f"lpd{suffix}", self.server: f"lps{suffix}"}
+
+    def shape(self, megabits: float, *, down_megabits: float | None = None) -> None:
+        """Sets the rate of both directions by token buckets."""
+        for namespace, rate in ((self.device, megabits), (self.server, down_megabits or megabits)):
+            shaper = ["tbf", "rate", f"{rate}mbit", "burst", _BURST, "latency", _LATENCY]
+            _run(
+                "ip",
+                "netns",
+                "exec",
+                namespace,
+                "tc",
+                "qdisc",
+                "replace",
+                "dev",
+                self._ends[namespace],
+                "root",
+                *shaper,
+            )
+
+    def sent_bytes(self) -> int:
+        """Bytes that the device has sent so far, headers and all; call it from the device's namespace."""
+        fields = Path("/proc/net/dev").read_text(encoding="utf-8").split(f"{self._ends[self.device]}:")[1].split()
+        return int(fields[8])
+
+    def command(self, *command: str) -> list[str]:
+        """A command that runs in the server's namespace."""
+        return ["ip", "netns", "exec", self.server, *command]
+
+    def enter_device(self) -> None:
+        """Moves this process into the device's namespace, with all threads that it starts from now on."""
+        with Path(f"/run/netns/{self.device}").open(encoding="utf-8") as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns failed")
+
+    def _make(self) -> None:
+        for namespace in self._ends:
+            _run("ip", "netns", "add", namespace)
+            _run("ip", "-n", namespace, "link", "set", "lo", "up")
+        (device, device_end), (server, server_end) = self._ends.items()
+        _run("ip", "-n", device, "link", "add", device_end, "type", "veth", "peer", "name", server_end, "netns", server)
+        for namespace, address in ((device, _DEVICE_ADDRESS), (server, SERVER_ADDRESS)):
+            _run("ip", "-n", namespace, "address", "add", f"{address}/30", "dev", self._ends[namespace])
+            _run("ip", "-n", namespace, "link", "set", self._ends[namespace], "up")
+
+    def _remove(self) -> None:
+        for namespace in self._ends:  # the veth pair goes with them
+            subprocess.run(["ip", "netns", "delete", namespace], check=False, stderr=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def link() -> Iterator[Link]:
+    """A link, removed with the block, also when that is interrupted."""
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
+        sys.exit(
+            "this benchmark makes network namespaces and shapes traffic: it needs root, and 'ip' and 'tc' (iproute2)"
+        )
+    made = Link()
+    try:
+        made._make()
+        yield made
+    finally:
+        made._remove()
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
