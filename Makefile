@@ -68,6 +68,26 @@ bench-footprint: setup  ## seconds to ready, memory of each process, seconds to 
 bench-abuse: setup  ## 10,000 bad requests, then 100 good ones
 	@$(BIN)/python -m benchmarks.abuse
 
+.PHONY: bench-prediction
+bench-prediction: setup  ## predicted seconds of heads and tails against measured ones, all cuts (20 minutes)
+	@$(BIN)/python -m benchmarks.prediction
+
+.PHONY: bench-decision
+bench-decision: setup  ## hulls against brute force, microseconds a decision
+	@$(BIN)/python -m benchmarks.decision
+
+.PHONY: bench-link
+bench-link: setup  ## the link estimator against shaped links (root)
+	@$(BIN)/python -m benchmarks.link
+
+.PHONY: bench-load
+bench-load: setup  ## predicted server time under load, coming back after it, steadiness (root)
+	@$(BIN)/python -m benchmarks.load
+
+.PHONY: bench-simulation
+bench-simulation: setup  ## a thousand devices on one server, simulated
+	@$(BIN)/python -m benchmarks.simulation
+
 .PHONY: clean
 clean:  ## remove the virtual environment and everything cached
 	@rm -rf $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

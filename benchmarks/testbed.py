@@ -1,4 +1,4 @@
-"""Two network namespaces with a shaped link between them, made and removed by whoever benchmarks; needs root."""
+"""What benchmarks emulate: a shaped link between two network namespaces, and a slow device; needs root."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ SERVER_ADDRESS = "10.213.77.1"
 _DEVICE_ADDRESS = "10.213.77.2"
 _BURST, _LATENCY = "32kb", "50ms"
 _CLONE_NEWNET = 0x40000000
+_PERIOD_MICROSECONDS = 5000
 
 
 class Link:
@@ -100,3 +101,38 @@ def _run(*command: str) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def slow_device(share: float) -> Iterator[None]:
+    """Gives this process, with all its threads, a share of one core only, until the end of the block; needs root.
+
+    By a quota of the kernel's CPU controller, version 1 or 2, over periods of 5 ms: a slower processor, and one whose
+    time comes in slices.
+    """
+    name, root = f"loadpart-{os.getpid()}", Path("/sys/fs/cgroup")
+    quota = f"{round(share * _PERIOD_MICROSECONDS)}"
+    if (root / "cpu" / "cpu.cfs_quota_us").exists():
+        folder, parent = root / "cpu" / name, root / "cpu"
+        settings = {"cpu.cfs_period_us": str(_PERIOD_MICROSECONDS), "cpu.cfs_quota_us": quota}
+    elif (root / "cgroup.controllers").exists():
+        folder, parent = root / name, root
+        settings = {"cpu.max": f"{quota} {_PERIOD_MICROSECONDS}"}
+    else:
+        sys.exit("this benchmark slows the device down by a CPU quota: it needs a control group file system")
+    home = next(
+        line.split(":")[2] for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        if line.split(":")[1] in ("cpu", "cpu,cpuacct", "")
+    )  # fmt: skip
+    try:
+        folder.mkdir()
+        for file, text in settings.items():
+            (folder / file).write_text(text, encoding="utf-8")
+        (folder / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"this benchmark slows the device down by a CPU quota: it needs root ({error})")
+    try:
+        yield
+    finally:
+        (parent / home.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
+        folder.rmdir()

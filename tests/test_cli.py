@@ -203,3 +203,98 @@ def test_a_damaged_image_is_refused(tmp_path: Path, photograph: Path) -> None:
     path.write_bytes(photograph.read_bytes()[:200])
     with pytest.raises(InputError, match=r"damaged\.png cannot be decoded"):
         load_images([path], TensorSpec("image", "uint8", (-1, 32, 32, 3)))
+
+
+def plan(server: Daemon, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(
+        "loadpart-device", "plan", "--server", server.target, "--model", "tiny", "--cache", str(cache),
+        "--threads", "1", *arguments,
+    )  # fmt: skip
+
+
+def test_plan_explains_a_link_and_a_load(server: Daemon, cache: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.png"
+    ended = plan(server, cache, "--bandwidth", "8", "--load", "2", "--all", "--plot", str(picture))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("<- chosen") == 1
+    assert "8 Mbit/s, round trip 1 ms, server slow-down 2, backlog 0 ms" in ended.stdout
+    with Image.open(picture) as drawn:
+        assert drawn.size[0] > 1000
+    ended = plan(server, cache, "--bandwidth", "8", "--load", "2", "--all", "--json")
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    chosen = min(rows, key=lambda row: row["total_seconds"])
+    assert [row["cut"] for row in rows if row["chosen"]] == [chosen["cut"]]
+    assert chosen["can_win"]
+    parts = ("device_seconds", "network_seconds", "queue_seconds", "server_seconds")
+    assert all(sum(row[part] for part in parts) == pytest.approx(row["total_seconds"]) for row in rows)
+
+
+def test_plan_measures_the_link_when_it_is_not_told(server: Daemon, cache: Path) -> None:
+    ended = plan(server, cache)
+    assert ended.returncode == 0, ended.stderr
+    assert "Mbit/s, round trip" in ended.stdout
+    assert f"tails as {server.target} says" in ended.stdout
+
+
+def test_plan_without_a_server_needs_a_bandwidth(server: Daemon, cache: Path) -> None:
+    assert plan(server, cache, "--bandwidth", "8").returncode == 0  # fetches the model
+    nobody = ("--server", "127.0.0.1:1", "--connect-timeout", "0.2")
+    ended = plan(server, cache, *nobody)
+    assert ended.returncode == 1
+    assert "bandwidth: expected Mbit/s, since the link cannot be measured" in ended.stderr
+    ended = plan(server, cache, *nobody, "--bandwidth", "8")
+    assert ended.returncode == 0, ended.stderr
+    assert "no server is there" in ended.stdout
+
+
+@pytest.mark.parametrize("flag", ["--bandwidth", "--load", "--device-slow-down"])
+def test_plan_refuses_what_is_no_state(server: Daemon, cache: Path, flag: str) -> None:
+    ended = plan(server, cache, flag, "-1")
+    assert ended.returncode == 1
+    assert f"{flag[2:]}: expected a number above 0, got -1" in ended.stderr
+
+
+def test_decisions_are_logged_and_made_again(server: Daemon, cache: Path, photograph: Path, tmp_path: Path) -> None:
+    log = tmp_path / "decisions.jsonl"
+    ended = infer(server, cache, "--image", str(photograph), "--repeat", "5", "--decision-log", str(log), "--json")
+    assert ended.returncode == 0, ended.stderr
+    cuts = [json.loads(line)["plan"]["cut"] for line in ended.stdout.splitlines()]
+    assert [json.loads(line)["cut"] for line in log.read_text().splitlines()] == cuts
+    ended = run("loadpart-device", "replay", str(log))
+    assert ended.returncode == 0, ended.stderr
+    assert "5 decisions; made again from their weights, 5 are the same" in ended.stdout
+    ended = run("loadpart-device", "replay", str(log), "--policy", "bandwidth-only", "--json")
+    assert sum(json.loads(line)["again"] for line in ended.stdout.splitlines()) == 5
+    ended = run("loadpart-device", "replay", str(log), "--policy", "local")
+    assert "policy: expected one of load-aware" in ended.stderr
+    log.write_text(log.read_text() + "{}\n")
+    ended = run("loadpart-device", "replay", str(log))
+    assert ended.returncode == 1
+    assert "line 6: expected a decision of format 1" in ended.stderr
+
+
+def test_the_latency_model_in_use_is_shown(tmp_path: Path) -> None:
+    for program in ("loadpart-device", "loadpart-edge"):
+        ended = run(program, "calibrate", "--show", "--threads", "1", "--latency-folder", str(tmp_path))
+        assert ended.returncode == 0, ended.stderr
+        assert "grouped" in ended.stdout
+        assert "shipped with the software" in ended.stdout
+
+
+def test_a_profile_is_measured_and_kept(server: Daemon, cache: Path, store: Path, tmp_path: Path) -> None:
+    folder = ("--threads", "1", "--latency-folder", str(tmp_path))
+    device = ("--server", server.target, "--model", "tiny", "--cache", str(cache))
+    for command in (
+        ("loadpart-device", "profile", *device),
+        ("loadpart-edge", "profile", "tiny", "--store", str(store)),
+    ):
+        ended = run(*command, *folder)
+        assert ended.returncode == 0, ended.stderr
+        assert "after layer" in ended.stdout
+        (kept,) = tmp_path.glob("*.json")
+        assert kept.name in ended.stdout.replace("\n", "")
+        kept.write_text("{")
+        ended = run("loadpart-device", "plan", *device, "--bandwidth", "8", *folder)
+        assert ended.returncode == 1
+        assert "is not a profile" in ended.stderr
+        kept.unlink()

@@ -109,6 +109,17 @@ def test_a_step_of_the_bandwidth_is_followed_by_the_second_transfer(factor: floa
     assert rate_of(link) == pytest.approx(shaper.rate, rel=0.1)
 
 
+def test_what_requests_take_beyond_their_bytes_is_no_bandwidth() -> None:
+    shaper = Shaper(Clock(), 8e6)
+    link = probed(shaper)
+    for _ in range(8):
+        shaper.clock.now += 1
+        link.record(150_000, 0, shaper.send(150_000) + 0.0015)  # 15 ms, and 1.5 that a probe does not take
+    assert rate_of(link) == pytest.approx(8e6, rel=0.02)
+    assert link.reading is not None
+    assert link.reading.round_trip_seconds == pytest.approx(ROUND_TRIP + 0.0015, rel=0.1)
+
+
 def test_one_outlier_moves_nothing() -> None:
     shaper = Shaper(Clock(), 1e6, noise=0.05)
     link = probed(shaper)

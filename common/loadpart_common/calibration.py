@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from loadpart_common.engine import Engine, LoadedModel
     from loadpart_common.graph import Graph, Segment
 
-NETWORKS = 48
-"""Networks of a sweep; they take a minute and a half on one core of a server."""
+NETWORKS = 40
+"""Networks of a sweep; they take two minutes on one core of a server."""
 
 _MOST_LAYERS = 8  # of a piece
-_RUNS = 7
+_RUNS = 5
 _ROUNDS = 8
 _SMALL_ERROR = 0.05
 _PROFILE_CUTS = 6

@@ -30,6 +30,7 @@ _SAME = 0.15
 _SURE_SECONDS = 0.025
 """A transfer that takes so long is timed well; the half of it counts half, since delays of a millisecond are common."""
 
+_QUICK_SECONDS = 0.05
 _LARGEST_BURST_SHARE = 0.75
 _LEAST_SECONDS_PER_BYTE = 1e-11  # 800 Gbit/s: what a clock cannot tell from nothing
 
@@ -38,7 +39,7 @@ class LinkReading(NamedTuple):
     """A state of the link.
 
     Attributes:
-        round_trip_seconds: Of a small request, there and back.
+        round_trip_seconds: What a request takes that carries no bytes to speak of, there and back.
         seconds_per_byte: Of the uplink; the inverse of its bandwidth.
         free_bytes: That the uplink would carry at once now.
         down_seconds_per_byte: Of the downlink; that of the uplink as long as it has not been measured.
@@ -72,20 +73,23 @@ class _Direction:
     def __init__(self) -> None:
         self.seconds_per_byte: float | None = None
         self.spread = 1.0
+        self.probed: float | None = None  # the rate that the last pair of probes told
         self.burst_bytes = 0.0
         self.emptied_at = float("-inf")
         self._readings: deque[tuple[float, float]] = deque(maxlen=_TRANSFERS)  # seconds per byte, and weight
 
-    def record(self, nbytes: int, seconds: float, idle_seconds: float) -> None:
-        """Takes in a transfer that began so many seconds after the end of the last one."""
+    def record(self, nbytes: int, seconds: float, idle_seconds: float) -> float:
+        """Takes in a transfer that began so many seconds after the end of the last one; gives its seconds a byte."""
         rate = seconds / (nbytes - min(self.burst_bytes, nbytes * _LARGEST_BURST_SHARE))
         if idle_seconds < self.burst_bytes * rate:  # the bucket had not filled again
             rate = (seconds + idle_seconds) / nbytes
         self._add(rate, seconds)
+        return rate
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float]) -> None:
         """Takes in two transfers in a row, bytes and seconds each: the second one finds the bucket empty."""
-        self._add(second[1] / second[0], second[1])
+        self.probed = second[1] / second[0]
+        self._add(self.probed, second[1])
         rate = self.seconds_per_byte or _LEAST_SECONDS_PER_BYTE
         self.burst_bytes = min(max(first[0] - first[1] / rate, 0.0), first[0] * _LARGEST_BURST_SHARE)
 
@@ -139,6 +143,8 @@ class LinkEstimator:
             self._up, self._down = _Direction(), _Direction()
             self._naive: deque[float] = deque(maxlen=_TRANSFERS)
             self._least_round_trip: float | None = None
+            self._extras: deque[float] = deque(maxlen=_TRANSFERS)
+            self._extra = 0.0
             self._read_at = float("-inf")
 
     def record(self, up_bytes: int, down_bytes: int, seconds: float) -> None:
@@ -162,8 +168,10 @@ class LinkEstimator:
             reading = self._reading(now)
             reply = reading.reply_seconds(down_bytes) if reading else 0.0
             transfer = max(seconds - self._least_round_trip - reply, 0.0)
-            self._up.record(up_bytes, transfer, max(now - seconds - self._up.emptied_at, 0.0))
+            idle = max(now - seconds - self._up.emptied_at, 0.0)
+            rate = self._up.record(up_bytes, max(transfer - self._extra, 0.0), idle)
             self._up.emptied_at = self._read_at = now
+            self._learn_extra(transfer, rate)
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float], *, down: bool = False) -> None:
         """Takes in two probes, one right after the other, bytes and seconds each; the second has just ended."""
@@ -189,12 +197,22 @@ class LinkEstimator:
         """Seconds since the uplink was last read; infinite when it never was."""
         return self._clock() - self._read_at
 
+    def _learn_extra(self, transfer: float, rate: float) -> None:
+        """Learns what a request takes beyond a small one and its bytes: it is made while the caches are cold.
+
+        It shows where the bytes take so little time that their rate, known from probes, leaves a rest.
+        """
+        probed = self._up.probed
+        if probed and transfer < _QUICK_SECONDS and abs(rate / probed - 1) < _SAME:
+            self._extras.append(transfer * (1 - probed / rate) + self._extra * probed / rate)
+            self._extra = max(statistics.median(self._extras), 0.0)
+
     def _reading(self, now: float) -> LinkReading | None:
         up = self._up.seconds_per_byte
         if self._least_round_trip is None or up is None:
             return None
         return LinkReading(
-            self._least_round_trip,
+            self._least_round_trip + self._extra,
             up,
             self._up.free_bytes(now),
             self._down.seconds_per_byte or up,

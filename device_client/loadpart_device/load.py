@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from loadpart.v1 import offload_pb2
 
-_FORGET_SECONDS = 0.1
-"""In which a backlog that was seen says less and less, and the mean one says more."""
+_FORGET_SECONDS = 0.05
+"""In which a backlog that was seen says less and less, and the mean one says more: about the length of a job."""
 
 _MEAN_SECONDS = 1.0  # the window of the server's mean
 
@@ -22,10 +22,9 @@ _MEAN_SECONDS = 1.0  # the window of the server's mean
 class LoadFollower:
     """Follows the status of a server.
 
-    Right after a status, the backlog is what it said, less the time that has passed. Later, other devices' jobs have
-    come and gone, and the mean of the last second is a better guess. In between, one goes over into the other (as a
-    process does that returns to its mean, with exponentially falling correlation). The device's own jobs are part of
-    that mean and are taken out of it: they never wait for themselves.
+    A backlog above its mean is worked off, one second a second, until it is back there: further jobs keep it at about
+    that. One below its mean goes up to it, as a process does that forgets exponentially where it was. The device's own
+    jobs are part of the mean and are taken out of it: they never wait for themselves.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -60,6 +59,6 @@ class LoadFollower:
         passed = now - self._heard_at
         own = self._own * math.exp(min(self._own_at - self._heard_at, 0.0) / _MEAN_SECONDS)  # as it was in that mean
         mean = max(status.mean_backlog_seconds - own, 0.0)
-        seen = max(status.backlog_seconds - passed, 0.0)
-        backlog = mean + (seen - mean) * math.exp(-passed / _FORGET_SECONDS)
+        seen = status.backlog_seconds
+        backlog = max(seen - passed, mean + (min(seen, mean) - mean) * math.exp(-passed / _FORGET_SECONDS))
         return ServerLoad(status.slow_down, backlog, status.draining, status.watchers, status.externality_seconds)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadpart_common.errors import InternalError, OffloadError, OverloadedError
 from loadpart_edge.load import Backlog, SlowDown
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 _CANARY_SECONDS = 2.0
 _CANARY_SECONDS_SLOW = 0.3
-_SLOW = 1.05
+_CANARY_FIRST_RUNS = 4
+_CANARY_TOLERANCE = 1.5
+_SLOW = 1.1
 """A canary runs when no tail has for a while: soon when the last ones were slow, so that the server is not thought
 loaded for longer than it is."""
 
@@ -257,24 +259,44 @@ class Scheduler:
         """Runs the canary on an idle worker when nothing has told the slow-down for a while.
 
         Otherwise a server that was slow once, and that all devices have left since, would be thought slow for ever;
-        and one that something else slows down would be thought quick until the first device has found out.
+        and one that something else slows down would be thought quick until the first device has found out. The first
+        few runs tell what it takes after a pause, which is a little longer than one run right after another.
         """
-        while self._canary is not None:
+        if self._canary is None:
+            return
+        expected = self._canary_seconds * _CANARY_TOLERANCE
+        for _ in range(_CANARY_FIRST_RUNS):
+            await asyncio.sleep(_CANARY_SECONDS_SLOW)
+            if (seconds := await self._run_canary(self._canary)) is not None:
+                expected = min(expected, seconds)
+        while True:
             period = _CANARY_SECONDS_SLOW if self.slow_down.value > _SLOW else _CANARY_SECONDS
             await asyncio.sleep(max(period - self.slow_down.age_seconds, _CANARY_SECONDS_SLOW))
-            idle = [seat for seat in self._seats if seat.worker is not None and not seat.busy]
-            if idle and not self._queue and self.slow_down.age_seconds >= period:
-                self._start_canary(idle[0], self._canary._replace(runs=1))
+            if self.slow_down.age_seconds >= period and (seconds := await self._run_canary(self._canary)) is not None:
+                self.slow_down.record(expected, seconds)
 
-    def _start_canary(self, seat: _Seat, canary: Prepare) -> None:
+    async def _run_canary(self, canary: Prepare) -> float | None:
+        """Seconds of a run of the canary; None when no worker is idle, or it did not run."""
+        idle = [seat for seat in self._seats if seat.worker is not None and not seat.busy]
+        if not idle or self._queue:
+            return None
+        seat, worker = idle[0], idle[0].worker
+        assert worker is not None
+        done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        lost = worker.lost
+        seat.busy = True
+
         def finish(answer: Answer) -> None:
-            if isinstance(answer, Prepared):
-                self.slow_down.record(self._canary_seconds, answer.seconds)
+            done.set_result(answer)
             self._release(seat)
 
-        seat.busy = True
-        assert seat.worker is not None
-        seat.worker.request(canary, [], finish)
+        worker.request(canary._replace(runs=1), [], finish)
+        first: list[asyncio.Future[Any]] = [done, lost]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            return None
+        answer = done.result()
+        return answer.seconds if isinstance(answer, Prepared) else None
 
     async def _keep(self, seat: _Seat) -> None:
         """Keeps a worker in a seat: starts it, and another when it dies."""
