@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.daemon import Daemon, conditions, daemon, export_missing
-from benchmarks.testbed import slow_device
+from benchmarks.testbed import SlowDevice, slow_device
 from loadpart_common.wire import CODECS
 from loadpart_device import OffloadClient
 from loadpart_device.server import Server
@@ -115,13 +115,13 @@ def returns(server: Daemon, cache: str, core: int) -> list[float]:
     )
     for what, number, hog in (("4 clients", 4, 0), ("a hog", 0, 6), ("4 clients and a hog", 4, 4)):
         with (
-            slow_device(SHARE),
+            slow_device(SHARE) as slow,
             OffloadClient(server.target, "squeezenet", threads=1, cache=cache) as client,
         ):
             client.wait_ready()
             image = np.zeros(client.graph.inputs[0].concrete(1), np.uint8)
             await_location(client, image, "offload")
-            with clients(server, "squeezenet", number), hogs(core, hog):
+            with clients(server, "squeezenet", number, slow), hogs(core, hog, slow):
                 await_location(client, image, "local")
                 time.sleep(3)
                 kept = [client.infer(image).plan.location for _ in range(20)]
@@ -155,11 +155,10 @@ def steady(server: Daemon, cache: str) -> list[float]:
     )
     cases = list(itertools.product(NETWORKS, (0, 1, 2), (1.0, SHARE)))
     for name, number, share in track(cases, description="steady", console=console, transient=True):
-        slow: Any = slow_device(share) if share < 1 else contextlib.nullcontext()
-        with slow, OffloadClient(server.target, name, threads=1, cache=cache) as client:
+        with slow_device(share) as slow, OffloadClient(server.target, name, threads=1, cache=cache) as client:
             client.wait_ready()
             image = np.zeros(client.graph.inputs[0].concrete(1), np.uint8)
-            with clients(server, name, number):
+            with clients(server, name, number, slow):
                 time.sleep(1.5)
                 for _ in range(10):
                     client.infer(image)
@@ -173,25 +172,29 @@ def steady(server: Daemon, cache: str) -> list[float]:
 
 
 @contextlib.contextmanager
-def clients(server: Daemon, name: str, number: int) -> Iterator[None]:
+def clients(server: Daemon, name: str, number: int, slow: SlowDevice | None = None) -> Iterator[None]:
     """Other clients, which send whole images and wait a little after each answer."""
     with processes(
-        [[sys.executable, "-m", "benchmarks.load", server.target, name, str(seed)] for seed in range(number)]
+        [[sys.executable, "-m", "benchmarks.load", server.target, name, str(seed)] for seed in range(number)], slow
     ):
         yield
 
 
 @contextlib.contextmanager
-def hogs(core: int, number: int) -> Iterator[None]:
+def hogs(core: int, number: int, slow: SlowDevice | None = None) -> Iterator[None]:
     """Processes that take all of a core that they can get."""
-    with processes([["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"] for _ in range(number)]):
+    with processes(
+        [["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"] for _ in range(number)], slow
+    ):
         yield
 
 
 @contextlib.contextmanager
-def processes(commands: list[list[str]]) -> Iterator[None]:
+def processes(commands: list[list[str]], slow: SlowDevice | None) -> Iterator[None]:
     running = [subprocess.Popen(command) for command in commands]
     try:
+        for process in running if slow else ():
+            slow.release(process.pid)
         yield
     finally:
         for process in running:

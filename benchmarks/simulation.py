@@ -31,7 +31,7 @@ from loadpart_device.link import LinkReading
 from loadpart_device.load import LoadFollower
 from loadpart_device.policies import BandwidthOnly, LoadAware, ServerLoad, World
 from loadpart_edge.load import Backlog, SlowDown
-from loadpart_edge.status import LEAST_GAP_SECONDS, is_large_change
+from loadpart_edge.status import is_large_change, least_gap_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +119,7 @@ class Server:
     def changed(self) -> None:
         self.means.changed(self.backlog, float(self.running is not None))
         if is_large_change(self.told, self.backlog):
-            wait = self.told_at + LEAST_GAP_SECONDS - self.simulation.now
+            wait = self.told_at + least_gap_seconds(len(self.devices)) - self.simulation.now
             if wait <= 0:
                 self.publish()
             elif not hasattr(self, "_due") or self._due < self.simulation.now:

@@ -103,36 +103,52 @@ def _run(*command: str) -> None:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-@contextlib.contextmanager
-def slow_device(share: float) -> Iterator[None]:
-    """Gives this process, with all its threads, a share of one core only, until the end of the block; needs root.
+class SlowDevice:
+    """A group of processes that share a part of one core, by a quota of the kernel's CPU controller, version 1 or 2.
 
-    By a quota of the kernel's CPU controller, version 1 or 2, over periods of 5 ms: a slower processor, and one whose
-    time comes in slices.
+    It works over periods of 5 ms: a slower processor, and one whose time comes in slices.
     """
-    name, root = f"loadpart-{os.getpid()}", Path("/sys/fs/cgroup")
-    quota = f"{round(share * _PERIOD_MICROSECONDS)}"
-    if (root / "cpu" / "cpu.cfs_quota_us").exists():
-        folder, parent = root / "cpu" / name, root / "cpu"
-        settings = {"cpu.cfs_period_us": str(_PERIOD_MICROSECONDS), "cpu.cfs_quota_us": quota}
-    elif (root / "cgroup.controllers").exists():
-        folder, parent = root / name, root
-        settings = {"cpu.max": f"{quota} {_PERIOD_MICROSECONDS}"}
-    else:
-        sys.exit("this benchmark slows the device down by a CPU quota: it needs a control group file system")
-    home = next(
-        line.split(":")[2] for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        if line.split(":")[1] in ("cpu", "cpu,cpuacct", "")
-    )  # fmt: skip
-    try:
-        folder.mkdir()
+
+    def __init__(self, share: float) -> None:
+        """Moves this process, with all its threads, into a new group."""
+        root, name = Path("/sys/fs/cgroup"), f"loadpart-{os.getpid()}"
+        quota = str(round(share * _PERIOD_MICROSECONDS))
+        if (root / "cpu" / "cgroup.procs").exists():
+            root, controllers = root / "cpu", ("cpu", "cpu,cpuacct")
+            settings = {"cpu.cfs_period_us": str(_PERIOD_MICROSECONDS), "cpu.cfs_quota_us": quota}
+        else:
+            controllers, settings = ("",), {"cpu.max": f"{quota} {_PERIOD_MICROSECONDS}"}
+        groups = (line.split(":") for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines())
+        home = next(path for _, controller, path in groups if controller in controllers)
+        self._home, self._folder = root / home.lstrip("/"), root / name
+        self._folder.mkdir()
         for file, text in settings.items():
-            (folder / file).write_text(text, encoding="utf-8")
-        (folder / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
-    except OSError as error:
-        sys.exit(f"this benchmark slows the device down by a CPU quota: it needs root ({error})")
+            (self._folder / file).write_text(text, encoding="utf-8")
+        (self._folder / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
+
+    def release(self, pid: int) -> None:
+        """Moves a process out of the group: children begin in it."""
+        (self._home / "cgroup.procs").write_text(str(pid), encoding="utf-8")
+
+    def close(self) -> None:
+        """Moves this process out, and ends the group."""
+        self.release(os.getpid())
+        self._folder.rmdir()
+
+
+@contextlib.contextmanager
+def slow_device(share: float) -> Iterator[SlowDevice | None]:
+    """Gives this process a share of one core within the block; all of it when the share is 1; else needs root."""
+    if share >= 1:
+        yield None
+        return
     try:
-        yield
+        slow = SlowDevice(share)
+    except OSError as error:
+        sys.exit(
+            f"this benchmark slows the device down by a CPU quota: it needs root and a cgroup file system ({error})"
+        )
+    try:
+        yield slow
     finally:
-        (parent / home.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
-        folder.rmdir()
+        slow.close()

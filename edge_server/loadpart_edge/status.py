@@ -18,8 +18,8 @@ _LARGE_SECONDS = 0.005
 _LARGE_SHARE = 0.25
 """A change of the backlog is large when it passes both: so much time, and such a share of what was last published."""
 
-LEAST_GAP_SECONDS = 0.05
-"""Between two publications: changes that come and go within it are not told."""
+_LEAST_GAP_SECONDS = 0.01
+_GAP_SECONDS_A_WATCHER = 5e-5
 
 
 class StatusBoard:
@@ -110,7 +110,7 @@ class StatusBoard:
             self._send()
             next_period = loop.time() + self._period_seconds
             while (left := next_period - loop.time()) > 0:
-                await asyncio.sleep(min(LEAST_GAP_SECONDS, left))
+                await asyncio.sleep(min(least_gap_seconds(self._watchers), left))
                 # Not `wait_for`, which loses a cancellation that comes at the moment when the event does.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(next_period):
@@ -128,6 +128,11 @@ class StatusBoard:
     def _is_large_change(self) -> bool:
         changed = is_large_change(self._latest.backlog_seconds, self._scheduler.backlog_seconds)
         return changed or self._draining != self._latest.draining
+
+
+def least_gap_seconds(watchers: int) -> float:
+    """Between two publications: changes that come and go within it are not told. The more watch, the longer."""
+    return max(_LEAST_GAP_SECONDS, watchers * _GAP_SECONDS_A_WATCHER)
 
 
 def is_large_change(before: float, now: float) -> bool:
