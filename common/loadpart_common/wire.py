@@ -32,6 +32,9 @@ SERVICE = "loadpart.v1.Offload"
 DEFAULT_MAX_MESSAGE_BYTES = 256 << 20
 """Largest message that either side takes; the largest tensor of the six networks at a cut has 13 MB."""
 
+BACKLOG_WINDOW_SECONDS = 0.3
+"""Window of the mean backlog in a status: some jobs long, and soon over when a load ends."""
+
 _MESSAGE_OVERHEAD_BYTES = 64 << 10
 _MAX_RANK = 32  # numpy's
 

@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+from loadpart_common.wire import BACKLOG_WINDOW_SECONDS
 from loadpart_device.policies import ServerLoad
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _FORGET_SECONDS = 0.05
 """In which a backlog that was seen says less and less, and the mean one says more: about the length of a job."""
 
-_MEAN_SECONDS = 1.0  # the window of the server's mean
+_WINDOW = BACKLOG_WINDOW_SECONDS
 
 
 class LoadFollower:
@@ -46,8 +47,10 @@ class LoadFollower:
     def served(self, queue_seconds: float, tail_seconds: float) -> None:
         """Takes in what a job of this device's was: while it waited, and then less and less, it was backlog."""
         now = self._clock()
-        self._own *= math.exp((self._own_at - now) / _MEAN_SECONDS)
-        self._own += tail_seconds * (queue_seconds + tail_seconds / 2) / _MEAN_SECONDS
+        self._own *= math.exp((self._own_at - now) / _WINDOW)
+        # Its share of a mean with exponential weights: all of the tail while it waited, and what was left while it ran.
+        left, ran = math.exp(-tail_seconds / _WINDOW), tail_seconds / _WINDOW
+        self._own += tail_seconds * left * (1 - math.exp(-queue_seconds / _WINDOW)) + _WINDOW * (1 - left * (1 + ran))
         self._own_at = now
 
     def now(self) -> ServerLoad | None:
@@ -57,7 +60,7 @@ class LoadFollower:
             return None
         now = self._clock()
         passed = now - self._heard_at
-        own = self._own * math.exp(min(self._own_at - self._heard_at, 0.0) / _MEAN_SECONDS)  # as it was in that mean
+        own = self._own * math.exp(min(self._own_at - self._heard_at, 0.0) / _WINDOW)  # as it was in that mean
         mean = max(status.mean_backlog_seconds - own, 0.0)
         seen = status.backlog_seconds
         backlog = max(seen - passed, mean + (min(seen, mean) - mean) * math.exp(-passed / _FORGET_SECONDS))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from loadpart_common.wire import BACKLOG_WINDOW_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,7 +19,6 @@ _FRESH_SECONDS = 1.0
 _LEAST_READINGS = 3
 _MOST_READINGS = 32
 _STALE_SECONDS = 10.0
-_WINDOW_SECONDS = 1.0
 _LONG_WINDOW_SECONDS = 5.0
 _FULL = 0.95  # an occupancy beyond which the mean of some seconds is too coarse to divide by what is left
 
@@ -102,7 +103,7 @@ class Backlog:
     """Means of the backlog, and what one more job would cost the others."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._lately = TimeMean(_WINDOW_SECONDS, 1.0, clock)
+        self._lately = TimeMean(BACKLOG_WINDOW_SECONDS, 1.0, clock)
         self._longer = TimeMean(_LONG_WINDOW_SECONDS, 1.0, clock)
         self._occupancy = TimeMean(_LONG_WINDOW_SECONDS, 0.0, clock)
 
@@ -114,7 +115,7 @@ class Backlog:
 
     @property
     def mean_seconds(self) -> float:
-        """Mean over the last second."""
+        """Mean over the last third of a second."""
         return self._lately.mean
 
     @property

@@ -151,7 +151,7 @@ class ServerStatus(_message.Message):
     draining: _builtins.bool
     """The server finishes what it has and takes no more."""
     mean_backlog_seconds: _builtins.float
-    """Mean of `backlog_seconds` over the last second or so: what to expect once `backlog_seconds` is old."""
+    """Mean of `backlog_seconds` over the last 0.3 seconds: what to expect once `backlog_seconds` is old."""
     externality_seconds: _builtins.float
     """Seconds of waiting that one more job would cause to other jobs in all, by the last seconds' load."""
     watchers: _builtins.int
