@@ -113,7 +113,7 @@ def returns(server: Daemon, cache: str, core: int) -> list[float]:
         title="a slow device, after a load",
         header_style="bold",
     )
-    for what, number, hog in (("4 clients", 4, 0), ("a hog", 0, 6), ("4 clients and a hog", 4, 4)):
+    for what, number, hog in (("10 clients", 10, 0), ("6 hogs", 0, 6), ("4 clients and 4 hogs", 4, 4)):
         with (
             slow_device(SHARE) as slow,
             OffloadClient(server.target, "squeezenet", threads=1, cache=cache) as client,

@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 MEASURABLE_BYTES = 32 << 10
 """Fewer bytes fit into buffers on the way, and tell of the round trip, not of the bandwidth."""
@@ -27,9 +27,6 @@ _ROUND_TRIPS = 8
 _TRANSFERS = 8
 _SAME = 0.15
 """Readings that differ by less are of the same link; two in a row that differ by more are of another one."""
-_SURE_SECONDS = 0.025
-"""A transfer that takes so long is timed well; the half of it counts half, since delays of a millisecond are common."""
-
 _QUICK_SECONDS = 0.05
 _LARGEST_BURST_SHARE = 0.75
 _LEAST_SECONDS_PER_BYTE = 1e-11  # 800 Gbit/s: what a clock cannot tell from nothing
@@ -76,20 +73,20 @@ class _Direction:
         self.probed: float | None = None  # the rate that the last pair of probes told
         self.burst_bytes = 0.0
         self.emptied_at = float("-inf")
-        self._readings: deque[tuple[float, float]] = deque(maxlen=_TRANSFERS)  # seconds per byte, and weight
+        self._readings: deque[float] = deque(maxlen=_TRANSFERS)
 
     def record(self, nbytes: int, seconds: float, idle_seconds: float) -> float:
         """Takes in a transfer that began so many seconds after the end of the last one; gives its seconds a byte."""
         rate = seconds / (nbytes - min(self.burst_bytes, nbytes * _LARGEST_BURST_SHARE))
         if idle_seconds < self.burst_bytes * rate:  # the bucket had not filled again
             rate = (seconds + idle_seconds) / nbytes
-        self._add(rate, seconds)
+        self._add(rate)
         return rate
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float]) -> None:
         """Takes in two transfers in a row, bytes and seconds each: the second one finds the bucket empty."""
         self.probed = second[1] / second[0]
-        self._add(self.probed, second[1])
+        self._add(self.probed)
         rate = self.seconds_per_byte or _LEAST_SECONDS_PER_BYTE
         self.burst_bytes = min(max(first[0] - first[1] / rate, 0.0), first[0] * _LARGEST_BURST_SHARE)
 
@@ -98,31 +95,20 @@ class _Direction:
         rate = self.seconds_per_byte
         return min(self.burst_bytes, (now - self.emptied_at) / rate) if rate else 0.0
 
-    def _add(self, rate: float, seconds: float) -> None:
+    def _add(self, rate: float) -> None:
         rate = max(rate, _LEAST_SECONDS_PER_BYTE)
         if len(self._readings) >= 2:
             last = self._readings[-1]
-            before = _weighted_median(list(self._readings)[:-1])
-            moved = [each / before - 1 for each in (last[0], rate)]
+            before = statistics.median(list(self._readings)[:-1])
+            moved = [each / before - 1 for each in (last, rate)]
             if min(moved) > _SAME or max(moved) < -_SAME:  # twice in a row, the same way: it is another link now
                 self._readings.clear()
-                if abs(last[0] / rate - 1) < _SAME:  # if not, the link was changing when it was read
+                if abs(last / rate - 1) < _SAME:  # if not, the link was changing when it was read
                     self._readings.append(last)
-        self._readings.append((rate, min(seconds / _SURE_SECONDS, 1.0)))
-        self.seconds_per_byte = middle = _weighted_median(self._readings)
+        self._readings.append(rate)
+        self.seconds_per_byte = middle = statistics.median(self._readings)
         if len(self._readings) > 1:
-            self.spread = statistics.median(abs(each - middle) for each, _ in self._readings) / middle
-
-
-def _weighted_median(readings: Iterable[tuple[float, float]]) -> float:
-    """The value below which half of the weight lies; readings are (value, weight)."""
-    ordered = sorted(readings)
-    left = sum(weight for _, weight in ordered) / 2
-    for value, weight in ordered:
-        left -= weight
-        if left <= 0:
-            return value
-    return ordered[-1][0]
+            self.spread = statistics.median(abs(each - middle) for each in self._readings) / middle
 
 
 class LinkEstimator:

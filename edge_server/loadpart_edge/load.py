@@ -94,9 +94,12 @@ class TimeMean:
         passed = self._clock() - self._since
         if passed <= 0:
             return self._mean
-        falling = min(passed, self._value / self._slope) if self._slope else passed
-        during = falling * (self._value - self._slope * falling / 2) / passed
-        return during + (self._mean - during) * math.exp(-passed / self._window)
+        window, slope = self._window, self._slope
+        falling = min(passed, self._value / slope) if slope else passed
+        # The integral of (value - slope u) exp((u - passed) / window) / window over u from 0 to falling.
+        grown = math.exp(falling / window)
+        during = self._value * (grown - 1) - slope * ((falling - window) * grown + window)
+        return (self._mean + during) * math.exp(-passed / window)
 
 
 class Backlog:
