@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
 from loadpart.v1 import offload_pb2
+from loadpart_common.store import ModelStore
+from loadpart_edge.models import ServedModels
 from loadpart_edge.scheduler import Scheduler
 from loadpart_edge.settings import load_settings
 from loadpart_edge.status import StatusBoard
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def board() -> StatusBoard:
@@ -58,3 +64,45 @@ def test_watchers_get_the_status_now_then_changes_and_then_the_end() -> None:
     seen = asyncio.run(run())
     assert seen[0] is False
     assert seen[-1] is True
+
+
+def test_a_canary_lets_the_slow_down_fall_when_no_tail_runs(store: Path) -> None:
+    """A real worker, which nobody asks for anything after it was slow."""
+
+    async def run() -> tuple[float, float]:
+        settings = load_settings({"store": store, "models": "tiny", "workers": 1, "threads": 1})
+        canary = ServedModels(ModelStore(store), settings).canary()
+        scheduler = Scheduler(settings, [canary], canary=canary, on_prepared=lambda _what, _prepared: None)
+        try:
+            await scheduler.start()
+            for _ in range(3):
+                scheduler.slow_down.record(1.0, 50.0)
+            before = scheduler.slow_down.value
+            async with asyncio.timeout(20):
+                while scheduler.slow_down.value > 5:
+                    await asyncio.sleep(0.05)
+        finally:
+            await scheduler.close()
+        return before, scheduler.slow_down.value
+
+    before, after = asyncio.run(run())
+    assert before == 50
+    assert after < 5
+
+
+def test_watchers_are_counted_and_told_when_models_change() -> None:
+    async def run() -> list[tuple[int, int]]:
+        version = 1
+        scheduler = Scheduler(load_settings({}), [], on_prepared=lambda _what, _prepared: None)
+        status = StatusBoard(scheduler, 60, lambda: version)
+        first = status.watch()
+        seen = [offload_pb2.WatchStatusResponse.FromString(await anext(first)).status]
+        version = 2
+        second = status.watch()
+        seen.append(offload_pb2.WatchStatusResponse.FromString(await anext(second)).status)
+        await first.aclose()
+        seen.append(status.current())
+        await second.aclose()
+        return [(each.watchers, each.models_version) for each in seen]
+
+    assert asyncio.run(run()) == [(1, 1), (2, 2), (1, 2)]

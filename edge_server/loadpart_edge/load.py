@@ -97,9 +97,9 @@ class TimeMean:
         window, slope = self._window, self._slope
         falling = min(passed, self._value / slope) if slope else passed
         # The integral of (value - slope u) exp((u - passed) / window) / window over u from 0 to falling.
-        grown = math.exp(falling / window)
-        during = self._value * (grown - 1) - slope * ((falling - window) * grown + window)
-        return (self._mean + during) * math.exp(-passed / window)
+        first, last = math.exp(-passed / window), math.exp((falling - passed) / window)
+        during = self._value * (last - first) - slope * ((falling - window) * last + window * first)
+        return self._mean * first + during
 
 
 class Backlog:
