@@ -30,7 +30,7 @@ from loadpart_common.store import ModelStore
 from loadpart_device.link import LinkReading
 from loadpart_device.load import LoadFollower
 from loadpart_device.policies import BandwidthOnly, LoadAware, ServerLoad, World
-from loadpart_edge.load import Backlog, SlowDown
+from loadpart_edge.load import ActiveDevices, Backlog, SlowDown
 from loadpart_edge.status import is_large_change, least_gap_seconds
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Server:
         self.started = 0.0
         self.slow_down = SlowDown(lambda: simulation.now)
         self.means = Backlog(lambda: simulation.now)
+        self.active = ActiveDevices(lambda: simulation.now)
         self.told_at, self.told = float("-inf"), 0.0
         self.lengths: list[int] = []
         simulation.at(0, self.period)
@@ -96,7 +97,8 @@ class Server:
             running = max(0.0, left)
         return running + sum(job.predicted for job in self.queue) * self.slow_down.value
 
-    def take(self, job: Job) -> None:
+    def take(self, job: Job, device: str) -> None:
+        self.active.seen(device)
         self.queue.append(job)
         self.serve()
         self.changed()
@@ -132,7 +134,7 @@ class Server:
             backlog_seconds=self.backlog,
             mean_backlog_seconds=self.means.mean_seconds,
             externality_seconds=self.means.externality_seconds,
-            watchers=len(self.devices),
+            active_devices=self.active.count,
         )
 
     def publish(self) -> None:
@@ -155,6 +157,7 @@ class Server:
 class Device:
     """A device: infers, waits, infers again."""
 
+    name: str
     simulation: Simulation
     server: Server
     plans: Plans
@@ -197,7 +200,9 @@ class Device:
 
         arrives = head + up + back
         self.remote += started > WARM_UP_SECONDS
-        self.simulation.at(arrives, lambda: self.server.take(Job(point.server_seconds, self.simulation.now, done)))
+        self.simulation.at(
+            arrives, lambda: self.server.take(Job(point.server_seconds, self.simulation.now, done), self.name)
+        )
 
     def choose(self) -> Point:
         assert self.policy is not None
@@ -232,7 +237,7 @@ class Selfish(AtOnce):
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
         """See `LoadAware.weights`."""
-        return super().weights(world, link, load._replace(watchers=1), batch)
+        return super().weights(world, link, load._replace(devices=1), batch)
 
 
 def simulate(plans: Plans, offered: float, policy: type[LoadAware] | int, *, alike: bool, seed: int = 0) -> Outcome:
@@ -255,7 +260,9 @@ def simulate(plans: Plans, offered: float, policy: type[LoadAware] | int, *, ali
     for number, (link, slow_down, source) in enumerate(fleet):
         chosen = None if isinstance(policy, int) else policy(plans.points[-1].cut, 4000, source, lambda: simulation.now)
         fixed = None if chosen else best(plans, link, slow_down) if number in offloads else plans.points[-1]
-        server.devices.append(Device(simulation, server, plans, link, slow_down, pause, source, chosen, fixed))
+        server.devices.append(
+            Device(str(number), simulation, server, plans, link, slow_down, pause, source, chosen, fixed)
+        )
     simulation.run(SECONDS)
     latencies = [latency for device in server.devices for latency in device.latencies]
     mean = statistics.fmean(server.lengths)

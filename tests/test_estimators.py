@@ -13,7 +13,7 @@ from loadpart_common.cost import Plans, Point
 from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator, LinkReading
 from loadpart_device.load import LoadFollower
 from loadpart_device.policies import LoadAware, ServerLoad, World, make_policy
-from loadpart_edge.load import Backlog, SlowDown
+from loadpart_edge.load import ActiveDevices, Backlog, SlowDown
 from tests.test_graph import chain
 
 
@@ -200,8 +200,23 @@ def test_mean_backlog_is_a_mean_over_time() -> None:
     assert backlog.mean_seconds == 0
 
 
+def test_devices_are_active_for_ten_seconds() -> None:
+    clock = Clock()
+    devices = ActiveDevices(clock)
+    devices.seen("a")
+    clock.now += 6
+    devices.seen("b")
+    assert devices.count == 2
+    clock.now += 6
+    assert devices.count == 1
+    devices.seen("a")
+    assert devices.count == 2
+    clock.now += 11
+    assert devices.count == 0
+
+
 def status(backlog: float, mean: float) -> offload_pb2.ServerStatus:
-    return offload_pb2.ServerStatus(slow_down=1.5, backlog_seconds=backlog, mean_backlog_seconds=mean, watchers=3)
+    return offload_pb2.ServerStatus(slow_down=1.5, backlog_seconds=backlog, mean_backlog_seconds=mean, active_devices=3)
 
 
 def test_a_backlog_runs_down_and_then_the_mean_is_expected() -> None:
@@ -209,7 +224,7 @@ def test_a_backlog_runs_down_and_then_the_mean_is_expected() -> None:
     load = LoadFollower(clock)
     assert load.now() is None
     load.heard(status(0.3, 0.1))
-    assert load.now() == ServerLoad(1.5, pytest.approx(0.3), draining=False, watchers=3)
+    assert load.now() == ServerLoad(1.5, pytest.approx(0.3), draining=False, devices=3)
     clock.now += 0.01
     assert load.now().backlog_seconds == pytest.approx(0.28, abs=0.02)
     clock.now += 2
@@ -292,8 +307,8 @@ def test_many_devices_do_not_change_plans_at_once() -> None:
     """400 devices that infer once a second would be eight times as much as a server can do that takes 20 ms."""
     clock = Clock()
     fleet = [LoadAware(5, 40, random.Random(seed), clock) for seed in range(400)]
-    busy = World(FAST_LINK, ServerLoad(100, 0, draining=False, watchers=400), 1.0, None)
-    idle = World(FAST_LINK, ServerLoad(1, 0, draining=False, watchers=400), 1.0, None)
+    busy = World(FAST_LINK, ServerLoad(100, 0, draining=False, devices=400), 1.0, None)
+    idle = World(FAST_LINK, ServerLoad(1, 0, draining=False, devices=400), 1.0, None)
     assert {policy.choose(PLANS, busy, 1).cut for policy in fleet} == {5}  # the first plan is nobody's change
     clock.now += 1
     moved = sum(policy.choose(PLANS, idle, 1).cut == 0 for policy in fleet)
@@ -305,13 +320,13 @@ def test_many_devices_do_not_change_plans_at_once() -> None:
     alone = LoadAware(5, 40, random.Random(0), clock)
     for load, expected in ((busy.load, 5), (idle.load, 0), (busy.load, 5)):
         assert load is not None
-        assert alone.choose(PLANS, busy._replace(load=load._replace(watchers=1)), 1).cut == expected
+        assert alone.choose(PLANS, busy._replace(load=load._replace(devices=1)), 1).cut == expected
 
 
 def test_among_many_devices_the_waiting_of_others_counts() -> None:
-    crowded = ServerLoad(1.0, 0.01, draining=False, watchers=1000, externality_seconds=10.0)
+    crowded = ServerLoad(1.0, 0.01, draining=False, devices=1000, externality_seconds=10.0)
     assert cut_of("load-aware", load=crowded) == 5
-    assert cut_of("load-aware", load=crowded._replace(watchers=10)) == 0
+    assert cut_of("load-aware", load=crowded._replace(devices=10)) == 0
     policy = make_policy("load-aware", chain(5))
     world = World(FAST_LINK, crowded._replace(externality_seconds=0.05), 1.0, None)
     choice = policy.choose(PLANS, world, 1)

@@ -78,9 +78,10 @@ def test_a_canary_lets_the_slow_down_fall_when_no_tail_runs(store: Path) -> None
             for _ in range(3):
                 scheduler.slow_down.record(1.0, 50.0)
             before = scheduler.slow_down.value
+            fallen = asyncio.Event()
+            scheduler.on_change = lambda: fallen.set() if scheduler.slow_down.value < 5 else None
             async with asyncio.timeout(20):
-                while scheduler.slow_down.value > 5:
-                    await asyncio.sleep(0.05)
+                await fallen.wait()
         finally:
             await scheduler.close()
         return before, scheduler.slow_down.value
@@ -90,19 +91,17 @@ def test_a_canary_lets_the_slow_down_fall_when_no_tail_runs(store: Path) -> None
     assert after < 5
 
 
-def test_watchers_are_counted_and_told_when_models_change() -> None:
-    async def run() -> list[tuple[int, int]]:
-        version = 1
-        scheduler = Scheduler(load_settings({}), [], on_prepared=lambda _what, _prepared: None)
-        status = StatusBoard(scheduler, 60, lambda: version)
-        first = status.watch()
-        seen = [offload_pb2.WatchStatusResponse.FromString(await anext(first)).status]
-        version = 2
-        second = status.watch()
-        seen.append(offload_pb2.WatchStatusResponse.FromString(await anext(second)).status)
-        await first.aclose()
-        seen.append(status.current())
-        await second.aclose()
-        return [(each.watchers, each.models_version) for each in seen]
+def test_active_devices_and_a_change_of_the_models_are_told() -> None:
+    version = 1
+    scheduler = Scheduler(load_settings({}), [], on_prepared=lambda _what, _prepared: None)
 
-    assert asyncio.run(run()) == [(1, 1), (2, 2), (1, 2)]
+    async def run() -> None:
+        nonlocal version
+        status = StatusBoard(scheduler, 60, lambda: version)
+        assert (status.current().active_devices, status.current().models_version) == (0, 1)
+        for peer in ("a", "b", "a"):
+            status.devices.seen(peer)
+        version = 2
+        assert (status.current().active_devices, status.current().models_version) == (2, 2)
+
+    asyncio.run(run())

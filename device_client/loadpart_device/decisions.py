@@ -178,7 +178,7 @@ class Replay:
         key = (decision.model, decision.whole)
         if key not in self._policies:
             self._policies[key] = self._kind(decision.whole, decision.reply_bytes)
-        alone = decision.world.load._replace(watchers=1) if decision.world.load else None
+        alone = decision.world.load._replace(devices=1) if decision.world.load else None
         world = decision.world._replace(load=alone)
         return self._policies[key].choose(Plans(decision.plans), world, decision.batch).cut
 

@@ -64,4 +64,4 @@ class LoadFollower:
         mean = max(status.mean_backlog_seconds - own, 0.0)
         seen = status.backlog_seconds
         backlog = max(seen - passed, mean + (min(seen, mean) - mean) * math.exp(-passed / _FORGET_SECONDS))
-        return ServerLoad(status.slow_down, backlog, status.draining, status.watchers, status.externality_seconds)
+        return ServerLoad(status.slow_down, backlog, status.draining, status.active_devices, status.externality_seconds)

@@ -21,7 +21,7 @@ SWITCH_THRESHOLD = 0.05
 """Least predicted gain that is worth another plan than the last; noise moves predictions by a few per cent."""
 
 _MANY = 16
-"""Devices on one server from which on each also counts what its requests cost the others."""
+"""Devices on one server from which on each counts what its requests cost the others, and changes plans by chance."""
 
 
 class ServerLoad(NamedTuple):
@@ -31,14 +31,14 @@ class ServerLoad(NamedTuple):
         slow_down: Measured over predicted seconds of tails.
         backlog_seconds: Seconds until a job that comes is started.
         draining: It takes no more.
-        watchers: Devices that follow its status.
+        devices: Devices that sent it a request lately.
         externality_seconds: Waiting that one more job would cause to others.
     """
 
     slow_down: float
     backlog_seconds: float
     draining: bool = False
-    watchers: int = 1
+    devices: int = 1
     externality_seconds: float = 0.0
 
     @property
@@ -48,7 +48,7 @@ class ServerLoad(NamedTuple):
         If each of many devices counted its own waiting only, they would fill the server until it is no better than
         none (Naor 1969). A few devices are no market: what one of them leaves to the others, nobody takes.
         """
-        return self.externality_seconds * max(1 - _MANY / max(self.watchers, 1), 0.0)
+        return self.externality_seconds * max(1 - _MANY / max(self.devices, 1), 0.0)
 
 
 class World(NamedTuple):
@@ -116,9 +116,9 @@ class Policy(ABC):
 class LoadAware(Policy):
     """The plan with the least predicted latency, from the link and the server's load.
 
-    It changes plans only for a gain above `SWITCH_THRESHOLD`, and by chance: if all devices went at once to a server
-    that has become idle, they would find it overloaded, and leave it at once. So each one changes with the probability
-    at which the server could just serve them, if all of them inferred as often as this one does.
+    It changes plans only for a gain above `SWITCH_THRESHOLD`, and among many devices by chance: if all went at once to
+    a server that has become idle, they would find it overloaded, and leave it at once. So each one changes with the
+    probability at which the server could just serve them, if all of them inferred as often as this one does.
     """
 
     threshold: ClassVar[float] = SWITCH_THRESHOLD
@@ -195,8 +195,9 @@ class LoadAware(Policy):
             server_seconds: What the better plan, or the one in use, takes there.
             since_seconds: Since the last decision.
         """
-        others = max(load.watchers - 1, 0)
-        return self._random.random() * others * server_seconds * load.slow_down > since_seconds
+        if load.devices < _MANY:
+            return False
+        return self._random.random() * load.devices * server_seconds * load.slow_down > since_seconds
 
 
 class BandwidthOnly(LoadAware):
@@ -204,7 +205,7 @@ class BandwidthOnly(LoadAware):
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
         """See `LoadAware.weights`."""
-        return super().weights(world, link, ServerLoad(1.0, 0.0, load.draining, load.watchers), batch)
+        return super().weights(world, link, ServerLoad(1.0, 0.0, load.draining, load.devices), batch)
 
 
 class Paper(LoadAware):

@@ -1,11 +1,11 @@
-"""How loaded the server is: slow-down, mean backlog, processor and GPU utilisation."""
+"""How loaded the server is: slow-down, backlog, devices, processor and GPU utilisation."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 import psutil
@@ -20,6 +20,7 @@ _LEAST_READINGS = 3
 _MOST_READINGS = 32
 _STALE_SECONDS = 10.0
 _LONG_WINDOW_SECONDS = 5.0
+_ACTIVE_SECONDS = 10.0
 _FULL = 0.95  # an occupancy beyond which the mean of some seconds is too coarse to divide by what is left
 
 
@@ -130,6 +131,27 @@ class Backlog:
         """
         occupancy = min(self._occupancy.mean, _FULL)
         return self._longer.mean * occupancy / (1 - occupancy)
+
+
+class ActiveDevices:
+    """Counts the devices that sent a request lately."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen_at: OrderedDict[str, float] = OrderedDict()  # by peer, the least lately seen first
+
+    def seen(self, peer: str) -> None:
+        """Notes a request of a peer's."""
+        self._seen_at[peer] = self._clock()
+        self._seen_at.move_to_end(peer)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        limit = self._clock() - _ACTIVE_SECONDS
+        while self._seen_at and next(iter(self._seen_at.values())) < limit:
+            self._seen_at.popitem(last=False)
+        return len(self._seen_at)
 
 
 class Utilisation:

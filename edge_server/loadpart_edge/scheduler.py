@@ -274,6 +274,7 @@ class Scheduler:
             await asyncio.sleep(max(period - self.slow_down.age_seconds, _CANARY_SECONDS_SLOW))
             if self.slow_down.age_seconds >= period and (seconds := await self._run_canary(self._canary)) is not None:
                 self.slow_down.record(expected, seconds)
+                self._changed()
 
     async def _run_canary(self, canary: Prepare) -> float | None:
         """Seconds of a run of the canary; None when no worker is idle, or it did not run."""

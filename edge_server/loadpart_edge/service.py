@@ -83,8 +83,8 @@ class OffloadService:
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
-    async def infer(self, data: bytes) -> bytes:
-        """Runs a tail."""
+    async def infer(self, data: bytes, peer: str) -> bytes:
+        """Runs a tail for a peer."""
         received = time.perf_counter()
         if not self.ready or self._board.draining:
             raise UnavailableError("the server is shutting down" if self.ready else "the server is starting")
@@ -100,14 +100,14 @@ class OffloadService:
         )
         response.server_seconds = time.perf_counter() - received
         # After the response has gone: counting takes as long as a tenth of the rest.
-        asyncio.get_running_loop().call_soon(self._count_job, model, cut, batch, outcome, response.server_seconds)
+        asyncio.get_running_loop().call_soon(self._count_job, peer, model, cut, batch, outcome, response.server_seconds)
         return response.SerializeToString() + outcome.tensors
 
     def watch_status(self, _: bytes) -> AsyncIterator[bytes]:
         """Streams the load."""
         return self._board.watch()
 
-    async def probe(self, data: bytes) -> offload_pb2.ProbeResponse:
+    async def probe(self, data: bytes, _: str) -> offload_pb2.ProbeResponse:
         """Echoes at once."""
         received = time.perf_counter()
         size = _parse(offload_pb2.ProbeRequest, data).response_bytes
@@ -116,7 +116,7 @@ class OffloadService:
         payload = (self._noise * (size // _CHUNK_BYTES + 1))[:size]
         return offload_pb2.ProbeResponse(payload=payload, server_seconds=time.perf_counter() - received)
 
-    async def list_models(self, _: bytes) -> offload_pb2.ListModelsResponse:
+    async def list_models(self, _: bytes, __: str) -> offload_pb2.ListModelsResponse:
         """Lists the models and what their tails cost."""
         models = [
             offload_pb2.ModelInfo(
@@ -140,11 +140,11 @@ class OffloadService:
                 yield offload_pb2.GetModelResponse(chunk=chunk)
 
     def _unary(
-        self, method: Method, function: Callable[..., Awaitable[Message | bytes]]
+        self, method: Method, function: Callable[[bytes, str], Awaitable[Message | bytes]]
     ) -> Callable[[bytes, Context], Awaitable[Message | bytes]]:
         async def call(request: bytes, context: Context) -> Message | bytes:
             try:
-                response = await function(request)
+                response = await function(request, context.peer())
             except Exception as error:
                 await self._fail(method, error, context)
                 raise  # not reached: failing raises
@@ -174,7 +174,8 @@ class OffloadService:
         self._count(method, error.status)
         await context.abort(error.status, str(error), ((ERROR_METADATA_KEY, error.code),))
 
-    def _count_job(self, model: ServedModel, cut: Cut, batch: int, outcome: Outcome, seconds: float) -> None:
+    def _count_job(self, peer: str, model: ServedModel, cut: Cut, batch: int, outcome: Outcome, seconds: float) -> None:
+        self._board.devices.seen(peer)
         model.observe(cut.index, outcome.tail_seconds / batch)
         self._metrics.inferred(model.name, cut.index, cut.nbytes(batch), outcome, seconds)
 

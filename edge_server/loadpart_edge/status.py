@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from loadpart.v1 import offload_pb2
-from loadpart_edge.load import Utilisation
+from loadpart_edge.load import ActiveDevices, Utilisation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _LARGE_SECONDS = 0.005
 _LARGE_SHARE = 0.25
-"""A change of the backlog is large when it passes both: so much time, and such a share of what was last published."""
+"""A change of the backlog is large when it passes both: so much time, and such a share of what was last published; one
+of the slow-down when it passes the share."""
 
 _LEAST_GAP_SECONDS = 0.01
 _GAP_SECONDS_A_WATCHER = 5e-5
@@ -30,6 +31,7 @@ class StatusBoard:
     ) -> None:
         self._models_version = models_version
         self._watchers = 0
+        self.devices = ActiveDevices()
         self._scheduler = scheduler
         self._period_seconds = period_seconds
         self._utilisation = Utilisation()
@@ -63,7 +65,7 @@ class StatusBoard:
             draining=self._draining,
             mean_backlog_seconds=self._scheduler.backlog.mean_seconds,
             externality_seconds=self._scheduler.backlog.externality_seconds,
-            watchers=self._watchers,
+            active_devices=self.devices.count,
             models_version=self._models_version(),
         )
 
@@ -126,8 +128,12 @@ class StatusBoard:
         published.set_result(self._written(self._latest))
 
     def _is_large_change(self) -> bool:
-        changed = is_large_change(self._latest.backlog_seconds, self._scheduler.backlog_seconds)
-        return changed or self._draining != self._latest.draining
+        before, slow_down = self._latest, self._scheduler.slow_down.value
+        return (
+            is_large_change(before.backlog_seconds, self._scheduler.backlog_seconds)
+            or abs(slow_down - before.slow_down) > _LARGE_SHARE * before.slow_down
+            or self._draining != before.draining
+        )
 
 
 def least_gap_seconds(watchers: int) -> float:

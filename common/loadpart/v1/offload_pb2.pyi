@@ -134,7 +134,7 @@ class ServerStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     MEAN_BACKLOG_SECONDS_FIELD_NUMBER: _builtins.int
     EXTERNALITY_SECONDS_FIELD_NUMBER: _builtins.int
-    WATCHERS_FIELD_NUMBER: _builtins.int
+    ACTIVE_DEVICES_FIELD_NUMBER: _builtins.int
     MODELS_VERSION_FIELD_NUMBER: _builtins.int
     queue_length: _builtins.int
     """Jobs waiting for a worker."""
@@ -154,8 +154,8 @@ class ServerStatus(_message.Message):
     """Mean of `backlog_seconds` over the last 0.3 seconds: what to expect once `backlog_seconds` is old."""
     externality_seconds: _builtins.float
     """Seconds of waiting that one more job would cause to other jobs in all, by the last seconds' load."""
-    watchers: _builtins.int
-    """Devices that follow the status."""
+    active_devices: _builtins.int
+    """Devices that sent a request in the last ten seconds."""
     models_version: _builtins.int
     """Changes when what `ListModels` says has changed."""
     def __init__(
@@ -170,12 +170,12 @@ class ServerStatus(_message.Message):
         draining: _builtins.bool = ...,
         mean_backlog_seconds: _builtins.float = ...,
         externality_seconds: _builtins.float = ...,
-        watchers: _builtins.int = ...,
+        active_devices: _builtins.int = ...,
         models_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation", "gpu_utilisation", b"gpu_utilisation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation", "backlog_seconds", b"backlog_seconds", "cpu_utilisation", b"cpu_utilisation", "draining", b"draining", "externality_seconds", b"externality_seconds", "gpu_utilisation", b"gpu_utilisation", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "queue_length", b"queue_length", "running", b"running", "slow_down", b"slow_down", "watchers", b"watchers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation", "active_devices", b"active_devices", "backlog_seconds", b"backlog_seconds", "cpu_utilisation", b"cpu_utilisation", "draining", b"draining", "externality_seconds", b"externality_seconds", "gpu_utilisation", b"gpu_utilisation", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "queue_length", b"queue_length", "running", b"running", "slow_down", b"slow_down"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_utilisation: _TypeAlias = _typing.Literal["gpu_utilisation"]  # noqa: Y015
     _WhichOneofArgType__gpu_utilisation: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation"]  # noqa: Y015
