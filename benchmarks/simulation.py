@@ -120,13 +120,16 @@ class Server:
 
     def changed(self) -> None:
         self.means.changed(self.backlog, float(self.running is not None))
-        if is_large_change(self.told, self.backlog):
+        if self.must_tell():
             wait = self.told_at + least_gap_seconds(len(self.devices)) - self.simulation.now
             if wait <= 0:
                 self.publish()
             elif not hasattr(self, "_due") or self._due < self.simulation.now:
                 self._due = self.simulation.now + wait
-                self.simulation.at(wait, lambda: is_large_change(self.told, self.backlog) and self.publish())
+                self.simulation.at(wait, lambda: self.must_tell() and self.publish())
+
+    def must_tell(self) -> bool:
+        return is_large_change(self.told, self.simulation.now - self.told_at, self.backlog)
 
     def status(self) -> offload_pb2.ServerStatus:
         return offload_pb2.ServerStatus(

@@ -25,8 +25,10 @@ MEASURABLE_BYTES = 32 << 10
 
 _ROUND_TRIPS = 8
 _TRANSFERS = 8
-_SAME = 0.15
-"""Readings that differ by less are of the same link; two in a row that differ by more are of another one."""
+_SAME, _JITTER_SECONDS = 0.15, 0.002
+"""Readings that differ by less, as a share and in the time of a transfer, are of the same link; two in a row that
+differ by more are of another one."""
+
 _QUICK_SECONDS = 0.05
 _LARGEST_BURST_SHARE = 0.75
 _LEAST_SECONDS_PER_BYTE = 1e-11  # 800 Gbit/s: what a clock cannot tell from nothing
@@ -80,13 +82,13 @@ class _Direction:
         rate = seconds / (nbytes - min(self.burst_bytes, nbytes * _LARGEST_BURST_SHARE))
         if idle_seconds < self.burst_bytes * rate:  # the bucket had not filled again
             rate = (seconds + idle_seconds) / nbytes
-        self._add(rate)
+        self._add(rate, nbytes)
         return rate
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float]) -> None:
         """Takes in two transfers in a row, bytes and seconds each: the second one finds the bucket empty."""
         self.probed = second[1] / second[0]
-        self._add(self.probed)
+        self._add(self.probed, second[0])
         rate = self.seconds_per_byte or _LEAST_SECONDS_PER_BYTE
         self.burst_bytes = min(max(first[0] - first[1] / rate, 0.0), first[0] * _LARGEST_BURST_SHARE)
 
@@ -95,20 +97,25 @@ class _Direction:
         rate = self.seconds_per_byte
         return min(self.burst_bytes, (now - self.emptied_at) / rate) if rate else 0.0
 
-    def _add(self, rate: float) -> None:
+    def _add(self, rate: float, nbytes: int) -> None:
         rate = max(rate, _LEAST_SECONDS_PER_BYTE)
         if len(self._readings) >= 2:
             last = self._readings[-1]
             before = statistics.median(list(self._readings)[:-1])
-            moved = [each / before - 1 for each in (last, rate)]
-            if min(moved) > _SAME or max(moved) < -_SAME:  # twice in a row, the same way: it is another link now
-                self._readings.clear()
-                if abs(last / rate - 1) < _SAME:  # if not, the link was changing when it was read
+            alike = _same_within(before, nbytes)
+            if min(last, rate) > before + alike or max(last, rate) < before - alike:
+                self._readings.clear()  # twice in a row, the same way: it is another link now
+                if abs(last - rate) < _same_within(rate, nbytes):  # if not, the link was changing when it was read
                     self._readings.append(last)
         self._readings.append(rate)
         self.seconds_per_byte = middle = statistics.median(self._readings)
         if len(self._readings) > 1:
             self.spread = statistics.median(abs(each - middle) for each in self._readings) / middle
+
+
+def _same_within(rate: float, nbytes: int) -> float:
+    """By how much two readings of one link may differ, in seconds a byte."""
+    return _SAME * rate + _JITTER_SECONDS / nbytes
 
 
 class LinkEstimator:
@@ -157,7 +164,7 @@ class LinkEstimator:
             idle = max(now - seconds - self._up.emptied_at, 0.0)
             rate = self._up.record(up_bytes, max(transfer - self._extra, 0.0), idle)
             self._up.emptied_at = self._read_at = now
-            self._learn_extra(transfer, rate)
+            self._learn_extra(up_bytes, transfer, rate)
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float], *, down: bool = False) -> None:
         """Takes in two probes, one right after the other, bytes and seconds each; the second has just ended."""
@@ -183,13 +190,13 @@ class LinkEstimator:
         """Seconds since the uplink was last read; infinite when it never was."""
         return self._clock() - self._read_at
 
-    def _learn_extra(self, transfer: float, rate: float) -> None:
+    def _learn_extra(self, nbytes: int, transfer: float, rate: float) -> None:
         """Learns what a request takes beyond a small one and its bytes: it is made while the caches are cold.
 
         It shows where the bytes take so little time that their rate, known from probes, leaves a rest.
         """
         probed = self._up.probed
-        if probed and transfer < _QUICK_SECONDS and abs(rate / probed - 1) < _SAME:
+        if probed and transfer < _QUICK_SECONDS and abs(rate - probed) < _same_within(probed, nbytes):
             self._extras.append(transfer * (1 - probed / rate) + self._extra * probed / rate)
             self._extra = max(statistics.median(self._extras), 0.0)
 

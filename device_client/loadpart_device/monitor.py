@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _FIRST_RETRY_SECONDS = 0.25
 _LAST_RETRY_SECONDS = 8.0
 _CALL_SECONDS = 10.0
+_ASK_WITHIN_SECONDS = 2.0
 _PROBE_PERIOD_SECONDS = 5.0
 _PROBE_SHARE = 0.01  # of the link's time that probes may take
 _PROBE_BYTES = 2 * MEASURABLE_BYTES
@@ -68,6 +70,7 @@ class Monitor:
         self._connected = threading.Event()
         self._load = LoadFollower()
         self._models_version: int | None = None
+        self._ask_at: float | None = None
         self._pairs = 0
         self._why_not = ""
         self._retry_at = 0.0
@@ -134,9 +137,7 @@ class Monitor:
                 self._models_version = None
                 self._stream = self._server.watch_status()
                 for message in self._stream:
-                    if message.status.models_version != self._models_version:
-                        self._on_models(self._server.list_models(_CALL_SECONDS))
-                        self._models_version = message.status.models_version
+                    self._follow_models(message.status.models_version)
                     self.heard(message.status)
                     self._connected.set()
                 raise UnavailableError("it ended the status stream")
@@ -150,6 +151,18 @@ class Monitor:
                 self._measured.clear()
                 self.failed(UnavailableError(str(failure)))
             self._closing.wait(max(0.0, self._retry_at - time.monotonic()))
+
+    def _follow_models(self, version: int) -> None:
+        """Asks for the models when they have changed; a moment later, drawn by chance, as all devices hear of it."""
+        if version == self._models_version:
+            return
+        if self._models_version is None:
+            self._ask_at = 0.0
+        elif self._ask_at is None:
+            self._ask_at = time.monotonic() + random.uniform(0, _ASK_WITHIN_SECONDS)
+        if self._ask_at is not None and time.monotonic() >= self._ask_at:
+            self._on_models(self._server.list_models(_CALL_SECONDS))
+            self._models_version, self._ask_at = version, None
 
     def _probe(self) -> None:
         while not self._closing.is_set():

@@ -60,6 +60,12 @@ class Metrics:
             lambda: scheduler.backlog_seconds
         )
         gauge("slow_down", "Measured over predicted tail time").set_function(lambda: scheduler.slow_down.value)
+        gauge("externality_seconds", "Waiting that one more job would cause to others").set_function(
+            lambda: scheduler.backlog.externality_seconds
+        )
+        gauge("active_devices", "Devices that sent a request in the last ten seconds").set_function(
+            lambda: board.devices.count
+        )
         gauge("cpu_utilisation", "Share of the processor cores in use, 0 to 1").set_function(lambda: board.cpu)
         gauge("gpu_utilisation", "Share of the busiest GPU in use, 0 to 1; NaN where there is none").set_function(
             lambda: float("nan") if board.gpu is None else board.gpu

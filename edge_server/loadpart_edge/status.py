@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING
 
 from loadpart.v1 import offload_pb2
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
     from loadpart_edge.scheduler import Scheduler
 
-_LARGE_SECONDS = 0.005
-_LARGE_SHARE = 0.25
-"""A change of the backlog is large when it passes both: so much time, and such a share of what was last published; one
-of the slow-down when it passes the share."""
+_LARGE_SECONDS, _LARGE_SHARE = 0.005, 0.1
+"""A change of the backlog is large when it passes both: so much time, and such a share of what devices expect."""
+
+_LARGE_SLOW_DOWN = 0.25
+"""Share by which a change of the slow-down is large."""
 
 _LEAST_GAP_SECONDS = 0.01
 _GAP_SECONDS_A_WATCHER = 5e-5
@@ -41,7 +43,7 @@ class StatusBoard:
         self.cpu = 0.0
         self.gpu: float | None = None
         self._draining = False
-        self._latest = self.current()
+        self._latest, self._told_at = self.current(), time.monotonic()
 
     @property
     def draining(self) -> bool:
@@ -123,15 +125,15 @@ class StatusBoard:
 
     def _send(self) -> None:
         """Gives the status now to all who watch."""
-        self._latest = self.current()
+        self._latest, self._told_at = self.current(), time.monotonic()
         published, self._published = self._published, asyncio.get_running_loop().create_future()
         published.set_result(self._written(self._latest))
 
     def _is_large_change(self) -> bool:
         before, slow_down = self._latest, self._scheduler.slow_down.value
         return (
-            is_large_change(before.backlog_seconds, self._scheduler.backlog_seconds)
-            or abs(slow_down - before.slow_down) > _LARGE_SHARE * before.slow_down
+            is_large_change(before.backlog_seconds, time.monotonic() - self._told_at, self._scheduler.backlog_seconds)
+            or abs(slow_down - before.slow_down) > _LARGE_SLOW_DOWN * before.slow_down
             or self._draining != before.draining
         )
 
@@ -141,6 +143,13 @@ def least_gap_seconds(watchers: int) -> float:
     return max(_LEAST_GAP_SECONDS, watchers * _GAP_SECONDS_A_WATCHER)
 
 
-def is_large_change(before: float, now: float) -> bool:
-    """Whether a backlog, in seconds, has changed so much that devices should know at once."""
-    return abs(now - before) > max(_LARGE_SECONDS, _LARGE_SHARE * before)
+def is_large_change(told: float, passed: float, now: float) -> bool:
+    """Whether devices should know a backlog at once: it is not what they were told, less the time that has passed.
+
+    Args:
+        told: The backlog that was told, in seconds.
+        passed: Seconds since then.
+        now: The backlog now.
+    """
+    expected = max(told - passed, 0.0)
+    return abs(now - expected) > max(_LARGE_SECONDS, _LARGE_SHARE * expected)
