@@ -122,6 +122,19 @@ def test_what_requests_take_beyond_their_bytes_is_no_bandwidth(rate: float) -> N
     assert link.reading.round_trip_seconds == pytest.approx(ROUND_TRIP + 0.0015, rel=0.1)
 
 
+def test_a_transfer_that_takes_no_time_to_speak_of_breaks_nothing() -> None:
+    clock = Clock()
+    link = LinkEstimator(clock)
+    link.record(0, 0, 0.002)
+    link.record_pair((65536, 0.0021), (262144, 0.0023))
+    for seconds in (0.003, 0.0028, 0.0005, 0.0, 0.002, 0.0001):
+        clock.now += 1
+        link.record(150_000, 4_000, seconds)
+        assert link.reading is not None
+        assert 0 < link.reading.seconds_per_byte < 1e-7
+        assert 0 < link.reading.round_trip_seconds < 0.01
+
+
 def test_one_outlier_moves_nothing() -> None:
     shaper = Shaper(Clock(), 1e6, noise=0.05)
     link = probed(shaper)

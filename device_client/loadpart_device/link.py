@@ -31,6 +31,7 @@ differ by more are of another one."""
 
 _QUICK_SECONDS = 0.05
 _LARGEST_BURST_SHARE = 0.75
+_LEAST_SECONDS = 1e-6  # what a clock tells at all
 _LEAST_SECONDS_PER_BYTE = 1e-11  # 800 Gbit/s: what a clock cannot tell from nothing
 
 
@@ -82,8 +83,15 @@ class _Direction:
         rate = seconds / (nbytes - min(self.burst_bytes, nbytes * _LARGEST_BURST_SHARE))
         if idle_seconds < self.burst_bytes * rate:  # the bucket had not filled again
             rate = (seconds + idle_seconds) / nbytes
+        rate = max(rate, _LEAST_SECONDS_PER_BYTE)
         self._add(rate, nbytes)
         return rate
+
+    def seconds_at(self, rate: float, nbytes: int, idle_seconds: float) -> float:
+        """Seconds that a transfer takes at a rate, begun so many seconds after the end of the last one."""
+        return max(
+            nbytes * rate - min(self.burst_bytes * rate, nbytes * rate * _LARGEST_BURST_SHARE, idle_seconds), 0.0
+        )
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float]) -> None:
         """Takes in two transfers in a row, bytes and seconds each: the second one finds the bucket empty."""
@@ -157,14 +165,14 @@ class LinkEstimator:
                 return
             if self._least_round_trip is None:
                 return
-            self._naive.append(up_bytes / seconds)
+            self._naive.append(up_bytes / max(seconds, _LEAST_SECONDS))
             reading = self._reading(now)
             reply = reading.reply_seconds(down_bytes) if reading else 0.0
             transfer = max(seconds - self._least_round_trip - reply, 0.0)
             idle = max(now - seconds - self._up.emptied_at, 0.0)
             rate = self._up.record(up_bytes, max(transfer - self._extra, 0.0), idle)
             self._up.emptied_at = self._read_at = now
-            self._learn_extra(up_bytes, transfer, rate)
+            self._learn_extra(up_bytes, transfer, rate, idle)
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float], *, down: bool = False) -> None:
         """Takes in two probes, one right after the other, bytes and seconds each; the second has just ended."""
@@ -176,7 +184,7 @@ class LinkEstimator:
             direction.record_pair((first[0], max(first[1] - least, 0.0)), (second[0], max(second[1] - least, 0.0)))
             direction.emptied_at = self._clock()
             if not down:
-                self._naive += (nbytes / seconds for nbytes, seconds in (first, second))
+                self._naive += (nbytes / max(seconds, _LEAST_SECONDS) for nbytes, seconds in (first, second))
                 self._read_at = direction.emptied_at
 
     @property
@@ -190,14 +198,14 @@ class LinkEstimator:
         """Seconds since the uplink was last read; infinite when it never was."""
         return self._clock() - self._read_at
 
-    def _learn_extra(self, nbytes: int, transfer: float, rate: float) -> None:
+    def _learn_extra(self, nbytes: int, transfer: float, rate: float, idle: float) -> None:
         """Learns what a request takes beyond a small one and its bytes: it is made while the caches are cold.
 
         It shows where the bytes take so little time that their rate, known from probes, leaves a rest.
         """
         probed = self._up.probed
         if probed and transfer < _QUICK_SECONDS and abs(rate - probed) < _same_within(probed, nbytes):
-            self._extras.append(transfer * (1 - probed / rate) + self._extra * probed / rate)
+            self._extras.append(transfer - self._up.seconds_at(probed, nbytes, idle))
             self._extra = max(statistics.median(self._extras), 0.0)
 
     def _reading(self, now: float) -> LinkReading | None:
