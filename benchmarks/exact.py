@@ -91,7 +91,7 @@ def main() -> None:
 def compare(server: Server, name: str, stored: StoredModel, on_cut: object) -> int:
     """Tries every cut of a network and gives the number of those whose outputs differ from the whole's."""
     graph = stored.manifest.graph
-    local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY)
+    local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY, latency_folder=None, on_change=lambda: None)
     inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph))}
     expected, _ = local.head(graph.whole, inputs, 1)
     wrong = 0
