@@ -32,6 +32,8 @@ from loadpart_device.local import LocalRuntime
 from loadpart_device.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadpart_common.graph import Graph
     from loadpart_common.store import StoredModel
     from loadpart_common.tensors import Array
@@ -88,7 +90,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def compare(server: Server, name: str, stored: StoredModel, on_cut: object) -> int:
+def compare(server: Server, name: str, stored: StoredModel, on_cut: Callable[[], None]) -> int:
     """Tries every cut of a network and gives the number of those whose outputs differ from the whole's."""
     graph = stored.manifest.graph
     local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY, latency_folder=None, on_change=lambda: None)
@@ -113,7 +115,7 @@ def compare(server: Server, name: str, stored: StoredModel, on_cut: object) -> i
                 answers.append(pool.submit(remote, cut.index, values))
             else:
                 wrong += not all(np.array_equal(values[v], expected[v]) for v in graph.outputs)
-            on_cut()  # type: ignore[operator]
+            on_cut()
         wrong += sum(not answer.result() for answer in answers)
     local.close()
     return wrong

@@ -84,7 +84,7 @@ class Server:
         self.slow_down = SlowDown(lambda: simulation.now)
         self.means = Backlog(lambda: simulation.now)
         self.active = ActiveDevices(lambda: simulation.now)
-        self.told_at, self.told = float("-inf"), 0.0
+        self.told_at, self.told, self.due = float("-inf"), 0.0, float("-inf")
         self.lengths: list[int] = []
         simulation.at(0, self.period)
         simulation.at(0, self.sample)
@@ -124,8 +124,8 @@ class Server:
             wait = self.told_at + least_gap_seconds(len(self.devices)) - self.simulation.now
             if wait <= 0:
                 self.publish()
-            elif not hasattr(self, "_due") or self._due < self.simulation.now:
-                self._due = self.simulation.now + wait
+            elif self.due < self.simulation.now:
+                self.due = self.simulation.now + wait
                 self.simulation.at(wait, lambda: self.must_tell() and self.publish())
 
     def must_tell(self) -> bool:

@@ -37,11 +37,15 @@ def photograph(tmp_path: Path) -> Path:
     return path
 
 
-def infer(server: Daemon, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def device(command: str, server: Daemon, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run(
-        "loadpart-device", "infer", "--server", server.target, "--model", "tiny", "--cache", str(cache),
+        "loadpart-device", command, "--server", server.target, "--model", "tiny", "--cache", str(cache),
         "--threads", "1", *arguments,
     )  # fmt: skip
+
+
+def infer(server: Daemon, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return device("infer", server, cache, *arguments)
 
 
 def test_infer_prints_classes_plan_and_times(server: Daemon, cache: Path, photograph: Path) -> None:
@@ -206,10 +210,7 @@ def test_a_damaged_image_is_refused(tmp_path: Path, photograph: Path) -> None:
 
 
 def plan(server: Daemon, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(
-        "loadpart-device", "plan", "--server", server.target, "--model", "tiny", "--cache", str(cache),
-        "--threads", "1", *arguments,
-    )  # fmt: skip
+    return device("plan", server, cache, *arguments)
 
 
 def test_plan_explains_a_link_and_a_load(server: Daemon, cache: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,23 +45,23 @@ def run(app: typer.Typer, name: str) -> None:
         sys.exit(1)
 
 
-def calibrate(measurements: Measurements, threads: int) -> None:
-    """Measures this machine, keeps the latency model and prints it."""
-    from loadpart_common.calibration import calibrate as measure
+def calibrate(measurements: Measurements, *, show: bool) -> None:
+    """Measures this machine, keeps the latency model and prints it; with `show`, prints the one in use only."""
+    if not show:
+        from loadpart_common.calibration import calibrate as measure
 
-    with progress("calibrating") as tell, _engine(threads) as engine:
-        model = measure(engine, on_progress=tell)
-    measurements.save_model(model)
-    show(model, measurements.model_path)
+        with progress("calibrating") as tell, _engine(measurements.threads) as engine:
+            measurements.save_model(measure(engine, on_progress=tell))
+    _print_model(measurements.model(), measurements.model_path)
 
 
-def profile(measurements: Measurements, threads: int, stored: StoredModel) -> None:
+def profile(measurements: Measurements, stored: StoredModel) -> None:
     """Measures one network on this machine, keeps its profile and prints it beside what the model predicts."""
     from loadpart_common.calibration import profile as measure
     from loadpart_common.latency import Curves
 
     latency = measurements.model()
-    with progress(f"profiling {stored.manifest.name}") as tell, _engine(threads) as engine:
+    with progress(f"profiling {stored.manifest.name}") as tell, _engine(measurements.threads) as engine:
         measured = measure(engine, engine.load(stored.path), latency, on_progress=tell)
     measurements.save_profile(stored.manifest.digest, measured)
     graph = stored.manifest.graph
@@ -78,7 +77,7 @@ def profile(measurements: Measurements, threads: int, stored: StoredModel) -> No
     console.print(f"kept in {measurements.profile_path(stored.manifest.digest)}", soft_wrap=True)
 
 
-def show(model: LatencyModel, path: Path) -> None:
+def _print_model(model: LatencyModel, path: Path) -> None:
     """Prints a latency model: what each family costs, by feature."""
     units = {"calls": "us a call", "flops": "GFLOP/s", "rows": "ns a row", "outputs": "ns an output"}
     table = Table("family", *units.values(), "ns a byte", title="latency model", box=None, header_style="bold")
@@ -99,11 +98,6 @@ def show(model: LatencyModel, path: Path) -> None:
     console.print(
         f"kept in {path}" if path.is_file() else "shipped with the software; 'calibrate' measures this machine"
     )
-
-
-def default_threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager

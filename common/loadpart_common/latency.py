@@ -8,18 +8,19 @@ between them. Running inferences then correct these anchors slowly (`Anchors.obs
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loadpart_common.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from loadpart_common.graph import Graph, Layer, Segment
@@ -134,10 +135,7 @@ class LatencyModel:
         Raises:
             SettingsError: It is something else; the message names `source`.
         """
-        try:
-            document = json.loads(text)
-            if document["format"] != _FORMAT:
-                raise SettingsError(f"{source}: expected latency model format {_FORMAT}, got {document['format']!r}")
+        with _reading("latency model", text, source, "calibrate") as document:
             coefficients = {
                 str(family): {str(feature): float(seconds) for feature, seconds in row.items()}
                 for family, row in document["coefficients"].items()
@@ -154,10 +152,6 @@ class LatencyModel:
                 int(document["segments"]),
                 float(document["error"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SettingsError(
-                f"{source} is not a latency model ({error!r}); delete it and calibrate again"
-            ) from error
 
     def _seconds(self, family: str, amounts: Mapping[str, float]) -> float:
         row = self.coefficients.get(family)
@@ -193,16 +187,23 @@ class Profile:
         Raises:
             SettingsError: It is something else; the message names `source`.
         """
-        try:
-            document = json.loads(text)
-            if document["format"] != _FORMAT:
-                raise SettingsError(f"{source}: expected profile format {_FORMAT}, got {document['format']!r}")
+        with _reading("profile", text, source, "profile") as document:
             heads, tails = (
                 {int(cut): float(seconds) for cut, seconds in document[side].items()} for side in ("heads", "tails")
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SettingsError(f"{source} is not a profile ({error!r}); delete it and profile again") from error
-        return cls(heads, tails)
+            return cls(heads, tails)
+
+
+@contextlib.contextmanager
+def _reading(what: str, text: str, source: str | Path, command: str) -> Iterator[dict[str, Any]]:
+    """A document of this format; what goes wrong while the block reads it is told as a damaged or foreign file."""
+    try:
+        document = json.loads(text)
+        if document["format"] != _FORMAT:
+            raise SettingsError(f"{source}: expected {what} format {_FORMAT}, got {document['format']!r}")
+        yield document
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SettingsError(f"{source} is not a {what} ({error!r}); delete it and {command} again") from error
 
 
 class Curves:

@@ -23,6 +23,11 @@ _DIGEST_LETTERS = 16
 _KEY_LETTERS = 8
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def machine_name() -> str:
     """Processor and number of cores."""
     try:
@@ -47,9 +52,13 @@ class Measurements:
     """Files of what was measured of this machine with this engine and a number of threads.
 
     Another machine, engine or number of threads has other files, so a folder may be copied or shared.
+
+    Attributes:
+        threads: The number of threads.
     """
 
     def __init__(self, threads: int, folder: Path | None = None) -> None:
+        self.threads = threads
         key = hashlib.sha256(f"{machine_name()}|{engine_name()}|{threads}".encode()).hexdigest()[:_KEY_LETTERS]
         self._folder = folder or default_folder()
         self._name = f"{engine_name().replace(' ', '-')}-{threads}-threads-{key}"

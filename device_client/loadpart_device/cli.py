@@ -17,7 +17,7 @@ from rich.table import Table
 
 from loadpart_common import console
 from loadpart_common.errors import SettingsError
-from loadpart_common.machine import Measurements
+from loadpart_common.machine import Measurements, usable_cores
 from loadpart_common.wire import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.client import OffloadClient
 from loadpart_device.decisions import read_decisions, summary
@@ -149,14 +149,12 @@ def plan(
     for name, value in (("bandwidth", bandwidth), ("load", load), ("device-slow-down", device_slow_down)):
         if value is not None and not 0 < value < float("inf"):
             raise SettingsError(f"{name}: expected a number above 0, got {value}")
-    flags: dict[str, Any] = {"server": server, "model": model, "threads": threads, "cache": cache}
-    flags |= {"latency_folder": latency_folder, "connect_timeout": connect_timeout}
-    settings = load_settings(flags, config)
+    settings = _model_settings(server, model, threads, cache, latency_folder, connect_timeout, config)
     with _fetching() as on_progress:
         network = look_up(
             settings.model,
             settings.server,
-            cache=Path(settings.cache) if settings.cache else default_cache(),
+            cache=_cache(settings),
             measurements=_measurements(settings),
             timeout_seconds=settings.connect_timeout,
             measure=bandwidth is None,
@@ -193,11 +191,7 @@ def calibrate(
 ) -> None:
     """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
     settings = load_settings({"threads": threads, "latency_folder": latency_folder}, config, needs_model=False)
-    measurements = _measurements(settings)
-    if show:
-        console.show(measurements.model(), measurements.model_path)
-    else:
-        console.calibrate(measurements, settings.threads or console.default_threads())
+    console.calibrate(_measurements(settings), show=show)
 
 
 @app.command()
@@ -211,17 +205,14 @@ def profile(
     config: Config = None,
 ) -> None:
     """Measures heads and tails of a model on this machine; the model is fetched when it is not cached."""
-    flags: dict[str, Any] = {"server": server, "model": model, "threads": threads, "cache": cache}
-    flags |= {"latency_folder": latency_folder, "connect_timeout": connect_timeout}
-    settings = load_settings(flags, config)
-    folder = Path(settings.cache) if settings.cache else default_cache()
+    settings = _model_settings(server, model, threads, cache, latency_folder, connect_timeout, config)
     edge = Server(settings.server, DEFAULT_MAX_MESSAGE_BYTES)
     try:
         with _fetching() as on_progress:
-            stored, _, _ = find_model(edge, settings.model, folder, settings.connect_timeout, on_progress)
+            stored, _, _ = find_model(edge, settings.model, _cache(settings), settings.connect_timeout, on_progress)
     finally:
         edge.close()
-    console.profile(_measurements(settings), settings.threads or console.default_threads(), stored)
+    console.profile(_measurements(settings), stored)
 
 
 @app.command()
@@ -304,9 +295,28 @@ def _fetching() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
+def _model_settings(
+    server: str | None,
+    model: str | None,
+    threads: int | None,
+    cache: str | None,
+    latency_folder: Path | None,
+    connect_timeout: float | None,
+    config: Path | None,
+) -> Settings:
+    """Settings of the commands that look at a model without running an inference."""
+    flags: dict[str, Any] = {"server": server, "model": model, "threads": threads, "cache": cache}
+    flags |= {"latency_folder": latency_folder, "connect_timeout": connect_timeout}
+    return load_settings(flags, config)
+
+
+def _cache(settings: Settings) -> Path:
+    return Path(settings.cache) if settings.cache else default_cache()
+
+
 def _measurements(settings: Settings) -> Measurements:
     folder = Path(settings.latency_folder) if settings.latency_folder else None
-    return Measurements(settings.threads or console.default_threads(), folder)
+    return Measurements(settings.threads or usable_cores(), folder)
 
 
 def main() -> None:

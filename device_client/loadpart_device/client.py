@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
-import os
 import threading
 import time
 import weakref
@@ -17,6 +16,7 @@ import numpy as np
 from loadpart_common.cost import Plans, lower_hull, points
 from loadpart_common.errors import InputError, ModelNotFoundError, OffloadError, ServerError
 from loadpart_common.graph import Value
+from loadpart_common.machine import usable_cores
 from loadpart_common.tensors import check_arrays
 from loadpart_common.wire import CODECS, DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.decisions import DecisionLog
@@ -29,6 +29,7 @@ from loadpart_device.result import Location, Plan, Result, Timings
 from loadpart_device.server import Server
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     from loadpart.v1 import offload_pb2
@@ -113,7 +114,7 @@ class OffloadClient:
             self._policy = make_policy(policy, self._graph)
             self._local = LocalRuntime(
                 stored,
-                threads=threads or len(os.sched_getaffinity(0)),
+                threads=threads or usable_cores(),
                 memory_limit_bytes=segment_memory_bytes,
                 latency_folder=Path(latency_folder) if latency_folder else None,
                 on_change=self._update_plans,

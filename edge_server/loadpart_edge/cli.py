@@ -129,11 +129,7 @@ def calibrate(
 ) -> None:
     """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
     settings = load_settings({"threads": threads, "latency_folder": latency_folder}, config)
-    measurements = Measurements(settings.worker_threads, settings.latency_folder)
-    if show:
-        console.show(measurements.model(), measurements.model_path)
-    else:
-        console.calibrate(measurements, settings.worker_threads)
+    console.calibrate(Measurements(settings.worker_threads, settings.latency_folder), show=show)
 
 
 @app.command()
@@ -149,7 +145,7 @@ def profile(
     measurements = Measurements(settings.worker_threads, settings.latency_folder)
     models = ModelStore(settings.store)
     for name in names or models.names():
-        console.profile(measurements, settings.worker_threads, models.open(name))
+        console.profile(measurements, models.open(name))
 
 
 def main() -> None:

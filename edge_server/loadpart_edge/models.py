@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loadpart_common.graph import Cut
+    from loadpart_common.latency import LatencyModel, Profile
     from loadpart_common.store import ModelStore, StoredModel
     from loadpart_common.tensors import Array
     from loadpart_edge.settings import Settings
@@ -47,13 +48,12 @@ class ServedModel:
         version: Counts the changes of `tail_seconds` and `ready_cuts`.
     """
 
-    def __init__(self, name: str, stored: StoredModel, measurements: Measurements) -> None:
+    def __init__(self, name: str, stored: StoredModel, latency: LatencyModel, profile: Profile) -> None:
         self.name = name
         self.stored = stored
         self.graph = stored.manifest.graph
-        self._curves = Curves(self.graph, measurements.model())
+        self._curves = Curves(self.graph, latency)
         self.regressed_tail_seconds = self._curves.tail_seconds({})
-        profile = measurements.profile(stored.manifest.digest)
         self._anchors = Anchors()
         for cut, seconds in profile.tails.items():
             self._anchors.measure(cut, seconds)
@@ -114,12 +114,15 @@ class ServedModels:
         self._models: dict[str, ServedModel] = {}
         self._broken: dict[str, OffloadError] = {}
         measurements = Measurements(settings.worker_threads, settings.latency_folder)
+        latency = measurements.model()
         names = settings.models or store.names()
         if not names:
             raise ModelNotFoundError(f"no models in {store.folder}: 'loadpart-edge export' puts some there")
         for name in names:
             try:
-                self._models[name] = ServedModel(name, store.open(name), measurements)
+                stored = store.open(name)
+                profile = measurements.profile(stored.manifest.digest)
+                self._models[name] = ServedModel(name, stored, latency, profile)
             except OffloadError as error:
                 if settings.models:
                     raise

@@ -16,17 +16,13 @@ from pydantic_settings import (
 )
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.machine import default_folder
+from loadpart_common.machine import default_folder, usable_cores
 from loadpart_common.wire import DEFAULT_MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ENV_PREFIX = "LOADPART_EDGE_"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _address(value: object) -> object:
@@ -68,7 +64,7 @@ class Settings(BaseSettings):
         (), description="models to serve, separated by commas; all in the store when not given"
     )
     workers: int = Field(
-        default_factory=lambda: max(1, _cores() // 4),
+        default_factory=lambda: max(1, usable_cores() // 4),
         ge=1,
         le=256,
         description="worker processes; each holds all models",
@@ -90,7 +86,7 @@ class Settings(BaseSettings):
     @property
     def worker_threads(self) -> int:
         """Threads of one worker."""
-        return self.threads or max(1, _cores() // self.workers)
+        return self.threads or max(1, usable_cores() // self.workers)
 
     @classmethod
     def settings_customise_sources(
