@@ -88,6 +88,18 @@ bench-load: setup  ## predicted server time under load, coming back after it, st
 bench-simulation: setup  ## a thousand devices on one server, simulated
 	@$(BIN)/python -m benchmarks.simulation
 
+.PHONY: bench
+bench: setup  ## every policy side by side, a balanced part of the grid; writes docs/benchmarks.md (an hour, root)
+	@$(BIN)/python -m benchmarks.comparison run balanced --output docs
+
+.PHONY: bench-quick
+bench-quick: setup  ## the same under a handful of conditions, into .cache/benchmarks/quick (5 minutes, root)
+	@$(BIN)/python -m benchmarks.comparison run quick --output .cache/benchmarks/quick
+
+.PHONY: bench-full
+bench-full: setup  ## the same over the whole grid, into .cache/benchmarks/full; goes on where it stopped (a day, root)
+	@$(BIN)/python -m benchmarks.comparison run full --output .cache/benchmarks/full --resume
+
 .PHONY: clean
 clean:  ## remove the virtual environment and everything cached
 	@rm -rf $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

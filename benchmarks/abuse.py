@@ -10,7 +10,7 @@ import random
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -25,6 +25,8 @@ from loadpart_common.wire import CODECS, METHODS, channel_options, with_tensors,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loadpart_common.tensors import Array
+
 BAD, GOOD, SETTLED = 10_000, 100, 1_000
 MODEL = "squeezenet"
 LIMIT_GROWTH_MEGABYTES = 16.0
@@ -33,16 +35,18 @@ RAW = CODECS["raw"]
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
-def requests(good: bytes, digest: str, image: np.ndarray) -> list[Callable[[random.Random], tuple[str, bytes]]]:
+def requests(good: bytes, digest: str, image: Array) -> list[Callable[[random.Random], tuple[str, bytes]]]:
     """Ways to ask wrongly: each gives a method and bytes."""
 
-    def infer(arrays: list[np.ndarray], **fields: object) -> tuple[str, bytes]:
+    def infer(arrays: list[Array], **fields: object) -> tuple[str, bytes]:
         message = {"model": MODEL, "digest": digest, "cut": 0, "codec": "raw"} | fields
         return "Infer", with_tensors(offload_pb2.InferRequest(**message), arrays, RAW)  # type: ignore[arg-type]
 
     def claim(rng: random.Random) -> tuple[str, bytes]:
         tensor = offload_pb2.Tensor(
-            data_type=2, shape=[rng.randrange(2**40), 224, 224, 3], data=b"x" * rng.randrange(100)
+            data_type=offload_pb2.DATA_TYPE_UINT8,
+            shape=[rng.randrange(2**40), 224, 224, 3],
+            data=b"x" * rng.randrange(100),
         )
         request = offload_pb2.InferRequest(model=MODEL, digest=digest, codec="raw", tensors=[tensor])
         return "Infer", request.SerializeToString()
@@ -79,13 +83,16 @@ def main() -> None:
         daemon("--models", MODEL) as server,
         grpc.insecure_channel(server.target, options=channel_options(256 << 20)) as channel,
     ):
-        calls = {name: channel.unary_unary(METHODS[name].path) for name in ("Infer", "Probe", "ListModels")}
+        calls: dict[str, Any] = {
+            name: channel.unary_unary(METHODS[name].path) for name in ("Infer", "Probe", "ListModels")
+        }
         (info,) = offload_pb2.ListModelsResponse.FromString(calls["ListModels"](b"")).models
         head = offload_pb2.InferRequest(model=MODEL, digest=info.digest, codec="raw")
         good = with_tensors(head, [image], RAW)
 
-        def answer() -> np.ndarray:
-            return without_tensors(offload_pb2.InferResponse, calls["Infer"](good, timeout=30))[1][0]
+        def answer() -> Array:
+            answered: Array = without_tensors(offload_pb2.InferResponse, calls["Infer"](good, timeout=30))[1][0]
+            return answered
 
         expected = answer()
         main_process = psutil.Process(server.process.pid)

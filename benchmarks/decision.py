@@ -75,8 +75,8 @@ def misses(plans: tuple[Point, ...], hull: tuple[Point, ...], rng: np.random.Gen
     Device and server slow-downs of 1 to 1000, links of 10 kbit/s to 10 Gbit/s, up to 10 s of round trip and queue; in
     one vector of four, one weight is 0. With bursts, up to 256 kB cross at once.
     """
-    spans = ((0, 3), (-9.1, -3.1), (0, 3), (-5, 1))
-    weights = np.stack([10 ** rng.uniform(*span, VECTORS) for span in spans])
+    spans = ((0.0, 3.0), (-9.1, -3.1), (0.0, 3.0), (-5.0, 1.0))
+    weights = np.stack([10 ** rng.uniform(low, high, VECTORS) for low, high in spans])
     without = rng.integers(0, 16, VECTORS)
     for position in range(4):
         weights[position, without == position] = 0.0

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def main() -> None:
                 cuts = stored.manifest.graph.cuts
                 task = bar.add_task(name, total=len(cuts))
                 started = time.monotonic()
-                wrong = compare(server, name, stored, lambda task=task: bar.advance(task))
+                wrong = compare(server, name, stored, partial(bar.advance, task))
                 several = sum(len(cut.live) > 1 for cut in cuts)
                 table.add_row(
                     name, str(stored.manifest.graph.whole), str(len(cuts)), str(several), str(wrong),

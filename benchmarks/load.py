@@ -31,6 +31,8 @@ from loadpart_device.server import Server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from loadpart_common.tensors import Array
+
 NETWORKS = ("squeezenet", "alexnet")
 ROUNDS = 40
 STEADY = 300
@@ -84,7 +86,7 @@ def predictions(server: Daemon, cache: str, core: int) -> list[float]:
     return errors
 
 
-def observe(client: OffloadClient, server: Daemon, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def observe(client: OffloadClient, server: Daemon, name: str) -> tuple[Array, Array, Array]:
     """Measured and expected seconds on the server, and the slow-downs that were told."""
     image = np.zeros(client.graph.inputs[0].concrete(1), np.uint8)
     lists, rng = Server(server.target, 1 << 28), random.Random(0)
@@ -133,7 +135,7 @@ def returns(server: Daemon, cache: str, core: int) -> list[float]:
     return seconds
 
 
-def await_location(client: OffloadClient, image: np.ndarray, location: str, limit: float = 30.0) -> None:
+def await_location(client: OffloadClient, image: Array, location: str, limit: float = 30.0) -> None:
     """Infers until the plan is so."""
     end = time.perf_counter() + limit
     while (result := client.infer(image)).plan.location != location:
@@ -193,8 +195,9 @@ def hogs(core: int, number: int, slow: SlowDevice | None = None) -> Iterator[Non
 def processes(commands: list[list[str]], slow: SlowDevice | None) -> Iterator[None]:
     running = [subprocess.Popen(command) for command in commands]
     try:
-        for process in running if slow else ():
-            slow.release(process.pid)
+        if slow is not None:
+            for process in running:
+                slow.release(process.pid)
         yield
     finally:
         for process in running:

@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 from examples.demo import middle_cut
@@ -24,6 +25,9 @@ from benchmarks.daemon import conditions, daemon, export_missing
 from loadpart_common.zoo import NETWORKS
 from loadpart_device import OffloadClient
 from loadpart_device.server import Server
+
+if TYPE_CHECKING:
+    from loadpart_common.tensors import Array
 
 ROUNDS = 40
 LIMIT_MILLISECONDS = 1.5
@@ -75,7 +79,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def measure(client: OffloadClient, prober: Server, image: np.ndarray, nbytes: int) -> dict[str, float]:
+def measure(client: OffloadClient, prober: Server, image: Array, nbytes: int) -> dict[str, float]:
     """Medians in milliseconds: an inference and its parts, and probes with as many bytes and with none."""
     payload = os.urandom(nbytes)
     readings: dict[str, list[float]] = {key: [] for key in ("total", "head", "tail", "probe", "empty")}

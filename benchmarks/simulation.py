@@ -126,7 +126,11 @@ class Server:
                 self.publish()
             elif self.due < self.simulation.now:
                 self.due = self.simulation.now + wait
-                self.simulation.at(wait, lambda: self.must_tell() and self.publish())
+                self.simulation.at(wait, self.publish_late)
+
+    def publish_late(self) -> None:
+        if self.must_tell():
+            self.publish()
 
     def must_tell(self) -> bool:
         return is_large_change(self.told, self.simulation.now - self.told_at, self.backlog)

@@ -18,7 +18,7 @@ SERVER_ADDRESS = "10.213.77.1"
 _DEVICE_ADDRESS = "10.213.77.2"
 _BURST, _LATENCY = "32kb", "50ms"
 _CLONE_NEWNET = 0x40000000
-_PERIOD_MICROSECONDS = 5000
+_PERIOD_MICROSECONDS, _LEAST_QUOTA_MICROSECONDS = 5000, 1000  # the kernel takes no smaller quota
 
 
 class Link:
@@ -106,18 +106,19 @@ def _run(*command: str) -> None:
 class SlowDevice:
     """A group of processes that share a part of one core, by a quota of the kernel's CPU controller, version 1 or 2.
 
-    It works over periods of 5 ms: a slower processor, and one whose time comes in slices.
+    It works over periods of 5 ms or a little more: a slower processor, and one whose time comes in slices.
     """
 
     def __init__(self, share: float) -> None:
         """Moves this process, with all its threads, into a new group."""
         root, name = Path("/sys/fs/cgroup"), f"loadpart-{os.getpid()}"
-        quota = str(round(share * _PERIOD_MICROSECONDS))
+        period = max(_PERIOD_MICROSECONDS, round(_LEAST_QUOTA_MICROSECONDS / share))
+        quota = round(share * period)
         if (root / "cpu" / "cgroup.procs").exists():
             root, controllers = root / "cpu", ("cpu", "cpu,cpuacct")
-            settings = {"cpu.cfs_period_us": str(_PERIOD_MICROSECONDS), "cpu.cfs_quota_us": quota}
+            settings = {"cpu.cfs_period_us": str(period), "cpu.cfs_quota_us": str(quota)}
         else:
-            controllers, settings = ("",), {"cpu.max": f"{quota} {_PERIOD_MICROSECONDS}"}
+            controllers, settings = ("", ""), {"cpu.max": f"{quota} {period}"}
         groups = (line.split(":") for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines())
         home = next(path for _, controller, path in groups if controller in controllers)
         self._home, self._folder = root / home.lstrip("/"), root / name

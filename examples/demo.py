@@ -26,6 +26,7 @@ from loadpart_device.images import load_images
 
 if TYPE_CHECKING:
     from loadpart_common.graph import Graph
+    from loadpart_common.tensors import Array
     from loadpart_device import Result
 
 BIN = Path(sys.executable).parent
@@ -53,7 +54,7 @@ def middle_cut(graph: Graph) -> int:
     return min((cut for cut in graph.cuts if third <= cut.index <= 2 * third), key=lambda cut: cut.nbytes()).index
 
 
-def run(client: OffloadClient, image: np.ndarray) -> tuple[Result, dict[str, float]]:
+def run(client: OffloadClient, image: Array) -> tuple[Result, dict[str, float]]:
     """Infers a few times; gives the last result and the median of each phase in milliseconds."""
     client.wait_ready()
     client.infer(image)
@@ -78,7 +79,11 @@ def main() -> None:
             for name in track(NETWORKS, description="inferring", console=console, transient=True):
                 with OffloadClient(target, name, cache=cache, policy="local") as local:
                     image = load_images([photograph], local.graph.inputs[0])
-                    plans = {"local": "local", "offload": "offload", "split": middle_cut(local.graph)}
+                    plans: dict[str, str | int] = {
+                        "local": "local",
+                        "offload": "offload",
+                        "split": middle_cut(local.graph),
+                    }
                     reference, _ = run(local, image)
                     for label, policy in (plans | {"load-aware": "load-aware"}).items():
                         with OffloadClient(target, name, cache=cache, policy=policy) as client:

@@ -79,6 +79,18 @@ def test_load_aware_chooses_by_what_it_knows(connect: Any) -> None:
         assert result.to_json()["plan"]["reason"] == result.plan.reason
 
 
+def test_a_changed_network_is_measured_anew(connect: Any) -> None:
+    with connect() as client:
+        assert client.wait_ready()
+        before = client.link
+        client.network_changed()
+        reading = client.link
+        assert reading is None or reading != before, "what was known is not used any more"
+        assert client.wait_ready(), "and not only after the pause between probes"
+        assert client.link is not None
+        assert client.infer(*inputs_for(client.graph)).plan.predicted_seconds is not None
+
+
 @pytest.mark.parametrize("policy", ["load-aware", "bandwidth-only", "local", "offload", 3])
 def test_batches(connect: Any, policy: str | int) -> None:
     with connect(policy=policy) as client:

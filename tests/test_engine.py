@@ -121,6 +121,28 @@ def test_segments_share_weights_and_the_oldest_are_dropped(executor: EngineExecu
     executor.run(check)
 
 
+def test_a_file_that_is_loaded_twice_is_in_memory_once(
+    executor: EngineExecutor, exported: Path, tmp_path: Path
+) -> None:
+    def check(engine: Engine) -> None:
+        path = tmp_path / "model.mindir"
+        path.write_bytes((exported / "tiny" / "tiny.mindir").read_bytes())
+        first, second = engine.load(path), engine.load(path)
+        assert second is first
+        engine.segment(first, first.graph.tail(0), 1)
+        engine.unload(first)
+        assert engine.is_compiled(second, second.graph.tail(0), 1), "the other user still has it"
+        (tmp_path / "other").write_bytes(path.read_bytes())
+        (tmp_path / "other").replace(path)
+        changed = engine.load(path)
+        assert changed is not second, "the file is another one now"
+        engine.unload(second)
+        assert not engine.is_compiled(second, second.graph.tail(0), 1)
+        engine.unload(changed)
+
+    executor.run(check)
+
+
 def test_many_threads_may_use_the_engine(executor: EngineExecutor, exported: Path) -> None:
     model = executor.run(lambda engine: engine.load(exported / "tiny" / "tiny.mindir"))
     inputs = inputs_for(model.graph)

@@ -109,6 +109,28 @@ def test_a_step_of_the_bandwidth_is_followed_by_the_second_transfer(factor: floa
     assert rate_of(link) == pytest.approx(shaper.rate, rel=0.1)
 
 
+@pytest.mark.parametrize("factor", [1 / 16, 16])
+def test_a_step_is_followed_by_the_second_pair_of_probes(factor: float) -> None:
+    shaper = Shaper(Clock(), 1e6)
+    link = probed(shaper)
+    for _ in range(8):
+        link.record(150_000, 0, shaper.send(150_000))
+    assert not link.surprised
+    shaper.rate *= factor
+    for surprised in (True, False):
+        shaper.clock.now += 1
+        link.record_pair((65536, shaper.send(65536)), (65536, shaper.send(65536)))
+        assert link.surprised is surprised
+    assert rate_of(link) == pytest.approx(shaper.rate, rel=0.1)
+
+
+def test_one_slow_reading_counts_as_its_bytes_do() -> None:
+    shaper = Shaper(Clock(), 25e6)
+    link = probed(shaper)
+    link.record(40_000, 0, shaper.send(40_000) + 0.001)  # 1.6 ms, and one of delay
+    assert rate_of(link) == pytest.approx(25e6, rel=0.03)
+
+
 @pytest.mark.parametrize("rate", [8e6, 25e6])
 def test_what_requests_take_beyond_their_bytes_is_no_bandwidth(rate: float) -> None:
     shaper = Shaper(Clock(), rate)
@@ -116,7 +138,7 @@ def test_what_requests_take_beyond_their_bytes_is_no_bandwidth(rate: float) -> N
     for _ in range(8):
         shaper.clock.now += 1
         link.record(150_000, 0, shaper.send(150_000) + 0.0015)  # 6 or 15 ms, and 1.5 that a probe does not take
-        assert rate_of(link) == pytest.approx(rate, rel=0.15)
+        assert rate_of(link) == pytest.approx(rate, rel=0.1)
     assert rate_of(link) == pytest.approx(rate, rel=0.04)
     assert link.reading is not None
     assert link.reading.round_trip_seconds == pytest.approx(ROUND_TRIP + 0.0015, rel=0.1)

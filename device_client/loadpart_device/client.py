@@ -128,7 +128,7 @@ class OffloadClient:
             self._monitor.failed(why_not)
         try:
             self._log = (
-                DecisionLog(Path(decision_log), model, str(policy), self._graph.whole, reply_bytes(self._graph))
+                DecisionLog(Path(decision_log), model, self._graph.whole, reply_bytes(self._graph))
                 if decision_log
                 else None
             )
@@ -163,6 +163,31 @@ class OffloadClient:
         return self._digest
 
     @property
+    def plans(self) -> tuple[Point, ...]:
+        """The plans that may be chosen now, with their idle figures: built here and on the server, the local one last.
+
+        With the policy `paper` as many, with figures from its own regressions.
+        """
+        return self._plans.points
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy. Another one may be set, by name or as a cut; it holds from the next inference on.
+
+        Raises:
+            SettingsError: There is none of that name.
+            CutError: It is a cut that the network does not have.
+        """
+        return self._policy.name
+
+    @policy.setter
+    def policy(self, policy: str | int) -> None:
+        self._policy = make_policy(policy, self._graph)
+        if isinstance(policy, int):
+            self._local.build([policy])
+        self._update_plans()
+
+    @property
     def metrics_address(self) -> str | None:
         """Where the metrics are served; None when they are not."""
         return self._metrics.address if self._metrics else None
@@ -185,6 +210,14 @@ class OffloadClient:
         """
         self._local.wait_built()
         return self._monitor.wait_measured(timeout)
+
+    def network_changed(self) -> None:
+        """Tells the client that the device has moved to another network, or back to one.
+
+        Without this it finds out by itself, by its next transfers or probes; on a thin link, where probes must be few,
+        that may take a minute. Until the link has been measured anew (see `wait_ready`) the device computes alone.
+        """
+        self._monitor.network_changed()
 
     def infer(self, *inputs: Array) -> Result:
         """Runs the network.
@@ -229,8 +262,8 @@ class OffloadClient:
         batch = check_arrays(arrays, self._graph.inputs)
         values: Values = {Value(-1, index): array for index, array in enumerate(arrays)}
         checked = time.perf_counter()
-        plans, world = self._plans, self._world()
-        choice = self._policy.choose(plans, world, batch)
+        policy, plans, world = self._policy, self._plans, self._world()
+        choice = policy.choose(plans, world, batch)
         decided = time.perf_counter()
         head = 0.0
         if choice.cut > 0:
@@ -250,7 +283,7 @@ class OffloadClient:
             total=ended - started,
         )
         if self._log:
-            self._log.write(choice, plans, world, batch, timings)
+            self._log.write(policy.name, choice, plans, world, batch, timings)
         location: Location = "local" if reply is None else "split" if choice.cut else "offload"
         plan = Plan(choice.cut, location, _CODEC.name if reply else "", choice.predicted_seconds, choice.explain)
         return Result(tuple(values[value] for value in self._graph.outputs), plan, timings)

@@ -114,7 +114,7 @@ class Decision:
 class DecisionLog:
     """A file of decisions, one a line. Thread-safe."""
 
-    def __init__(self, path: Path, model: str, policy: str, whole: int, reply_bytes: int) -> None:
+    def __init__(self, path: Path, model: str, whole: int, reply_bytes: int) -> None:
         """Opens the file, to add to what is there.
 
         Raises:
@@ -125,13 +125,13 @@ class DecisionLog:
         except OSError as error:
             raise SettingsError(f"decision_log: cannot write {path}: {error.strerror}") from error
         self._lock = threading.Lock()
-        self._same = (model, policy, whole, reply_bytes)
+        self._model, self._whole, self._reply_bytes = model, whole, reply_bytes
 
-    def write(self, choice: Choice, plans: Plans, world: World, batch: int, timings: Timings) -> None:
+    def write(self, policy: str, choice: Choice, plans: Plans, world: World, batch: int, timings: Timings) -> None:
         """Adds a decision."""
         decision = Decision(
-            *self._same, batch, plans.points, world, choice.weights, choice.current, choice.waited, choice.cut,
-            choice.predicted_seconds, timings.total, time.time(),
+            self._model, policy, self._whole, self._reply_bytes, batch, plans.points, world, choice.weights,
+            choice.current, choice.waited, choice.cut, choice.predicted_seconds, timings.total, time.time(),
         )  # fmt: skip
         with self._lock:
             self._file.write(decision.to_json() + "\n")

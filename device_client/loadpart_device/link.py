@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 MEASURABLE_BYTES = 32 << 10
 """Fewer bytes fit into buffers on the way, and tell of the round trip, not of the bandwidth."""
@@ -74,9 +74,10 @@ class _Direction:
         self.seconds_per_byte: float | None = None
         self.spread = 1.0
         self.probed: float | None = None  # the rate that the last pair of probes told
+        self.surprised = False  # whether the last reading is not believed yet
         self.burst_bytes = 0.0
         self.emptied_at = float("-inf")
-        self._readings: deque[float] = deque(maxlen=_TRANSFERS)
+        self._readings: deque[tuple[float, int]] = deque(maxlen=_TRANSFERS)  # seconds a byte, bytes
 
     def record(self, nbytes: int, seconds: float, idle_seconds: float) -> float:
         """Takes in a transfer that began so many seconds after the end of the last one; gives its seconds a byte."""
@@ -109,16 +110,30 @@ class _Direction:
         rate = max(rate, _LEAST_SECONDS_PER_BYTE)
         if len(self._readings) >= 2:
             last = self._readings[-1]
-            before = statistics.median(list(self._readings)[:-1])
+            before = _weighted_median(list(self._readings)[:-1])
             alike = _same_within(before, nbytes)
-            if min(last, rate) > before + alike or max(last, rate) < before - alike:
+            if min(last[0], rate) > before + alike or max(last[0], rate) < before - alike:
                 self._readings.clear()  # twice in a row, the same way: it is another link now
-                if abs(last - rate) < _same_within(rate, nbytes):  # if not, the link was changing when it was read
+                if abs(last[0] - rate) < _same_within(rate, nbytes):  # if not, the link was changing when it was read
                     self._readings.append(last)
-        self._readings.append(rate)
-        self.seconds_per_byte = middle = statistics.median(self._readings)
+        self._readings.append((rate, nbytes))
+        self.seconds_per_byte = middle = _weighted_median(self._readings)
+        self.surprised = abs(rate - middle) > _same_within(middle, nbytes)
         if len(self._readings) > 1:
-            self.spread = statistics.median(abs(each - middle) for each in self._readings) / middle
+            self.spread = statistics.median(abs(each - middle) for each, _ in self._readings) / middle
+
+
+def _weighted_median(readings: Iterable[tuple[float, int]]) -> float:
+    """Median of rates, each of which counts as its bytes do: a delay of a millisecond hides in a long transfer."""
+    ordered = sorted(readings)
+    half, passed = sum(nbytes for _, nbytes in ordered) / 2, 0
+    for position, (rate, nbytes) in enumerate(ordered):
+        passed += nbytes
+        if passed > half:
+            return rate
+        if passed == half:
+            return (rate + ordered[position + 1][0]) / 2
+    raise ValueError("expected at least one reading")
 
 
 def _same_within(rate: float, nbytes: int) -> float:
@@ -127,7 +142,7 @@ def _same_within(rate: float, nbytes: int) -> float:
 
 
 class LinkEstimator:
-    """The least of the latest round trips, since all noise adds to them, and medians of the latest bandwidths.
+    """The least of the latest round trips, since all noise adds to them, and weighted medians of the latest bandwidths.
 
     One odd transfer moves nothing; two in a row that agree are believed. Thread-safe.
     """
@@ -192,6 +207,11 @@ class LinkEstimator:
         """The state of the link, or None as long as it is unknown."""
         with self._lock:
             return self._reading(self._clock())
+
+    @property
+    def surprised(self) -> bool:
+        """Whether the last reading of the uplink was so different that it is believed only if another agrees."""
+        return self._up.surprised
 
     @property
     def age_seconds(self) -> float:

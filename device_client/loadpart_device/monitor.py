@@ -68,6 +68,7 @@ class Monitor:
         self._closing = threading.Event()
         self._measured = threading.Event()
         self._connected = threading.Event()
+        self._probe_now = threading.Event()
         self._load = LoadFollower()
         self._models_version: int | None = None
         self._ask_at: float | None = None
@@ -119,9 +120,16 @@ class Monitor:
         """Waits until the link has been measured; whether it was in time."""
         return self._measured.wait(timeout_seconds)
 
+    def network_changed(self) -> None:
+        """Forgets the link, and measures it anew at once."""
+        self.link.forget()
+        self._measured.clear()
+        self._probe_now.set()
+
     def close(self) -> None:
         """Ends the threads."""
         self._closing.set()
+        self._probe_now.set()
         if self._stream is not None:
             self._stream.cancel()
         self._server.close()
@@ -165,19 +173,23 @@ class Monitor:
             self._models_version, self._ask_at = version, None
 
     def _probe(self) -> None:
-        while not self._closing.is_set():
+        while True:
             self._connected.wait()
+            self._probe_now.clear()
+            if self._closing.is_set():
+                return
             pause = _PROBE_PERIOD_SECONDS
             if not self._is_quiet():
                 pause = _BUSY_SECONDS
-            elif not self._closing.is_set() and self.link.age_seconds >= _PROBE_PERIOD_SECONDS:
+            elif self.link.age_seconds >= _PROBE_PERIOD_SECONDS:
                 try:
                     pause = max(pause, self._measure() / _PROBE_SHARE)
-                    self._measured.set()
+                    if self.link.reading is not None:  # it may have been forgotten meanwhile
+                        self._measured.set()
                 except (OffloadError, ValueError) as error:
                     log.debug("a probe failed: %s", error)
                     pause = _FIRST_RETRY_SECONDS
-            self._closing.wait(pause)
+            self._probe_now.wait(pause)
 
     def _measure(self) -> float:
         """Times small requests, and two large ones in a row, the second as large as the link is quick.
@@ -189,13 +201,21 @@ class Monitor:
         for _ in range(3 if self.link.reading is None else 1):
             self._closing.wait(_QUIET_SECONDS)
             self.link.record(0, 0, self._server.probe(b"", _CALL_SECONDS))
-        sent = self._measure_pair(lambda size: self._server.probe(os.urandom(size), _CALL_SECONDS), down=False)
+        sent = self._measure_pair(self._probe_up, down=False)
+        if self.link.surprised:
+            sent += self._measure_pair(self._probe_up, down=False)
         reading = self.link.reading
         taken = max(time.monotonic() - started, sent * reading.seconds_per_byte if reading else 0.0)
         if self._pairs % _PAIRS_A_DOWNLINK == 0:
-            self._measure_pair(lambda size: self._server.probe(b"", _CALL_SECONDS, response_bytes=size), down=True)
+            self._measure_pair(self._probe_down, down=True)
         self._pairs += 1
         return taken
+
+    def _probe_up(self, nbytes: int) -> float:
+        return self._server.probe(os.urandom(nbytes), _CALL_SECONDS)
+
+    def _probe_down(self, nbytes: int) -> float:
+        return self._server.probe(b"", _CALL_SECONDS, response_bytes=nbytes)
 
     def _measure_pair(self, probe: Callable[[int], float], *, down: bool) -> int:
         """Probes twice in a row, and a third time where the link is quick; gives the bytes that it took."""

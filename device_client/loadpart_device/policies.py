@@ -91,9 +91,11 @@ class Policy(ABC):
     """Chooses a cut before each inference; remembers the last one.
 
     Attributes:
+        name: What it is called.
         regressed: Whether its plans are to be predicted from the costs of operators alone.
     """
 
+    name: str
     regressed: ClassVar[bool] = False
 
     def __init__(self, whole: int) -> None:
@@ -121,6 +123,7 @@ class LoadAware(Policy):
     probability at which the server could just serve them, if all of them inferred as often as this one does.
     """
 
+    name = "load-aware"
     threshold: ClassVar[float] = SWITCH_THRESHOLD
 
     def __init__(
@@ -203,6 +206,8 @@ class LoadAware(Policy):
 class BandwidthOnly(LoadAware):
     """Neurosurgeon's rule (Kang et al., ASPLOS 2017): the link counts, the server is taken to be idle."""
 
+    name = "bandwidth-only"
+
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
         """See `LoadAware.weights`."""
         return super().weights(world, link, ServerLoad(1.0, 0.0, load.draining, load.devices), batch)
@@ -215,6 +220,7 @@ class Paper(LoadAware):
     bandwidth is the mean of recent measurements, round trips and all. It has no queue, no hysteresis, no chance.
     """
 
+    name = "paper"
     regressed = True
     threshold = 0.0
 
@@ -232,16 +238,16 @@ class FixedCut(Policy):
     def __init__(self, graph: Graph, cut: int, name: str) -> None:
         super().__init__(graph.whole)
         self._cut = graph.cut(cut).index
-        self._name = name
+        self.name = name
 
     def choose(self, plans: Plans, world: World, batch: int) -> Choice:  # noqa: ARG002  # nothing to weigh
         """See `Policy.choose`."""
         if self._cut < self._whole and world.unavailable is not None:
             return self._local(world.unavailable)
-        return Choice(self._cut, None, lambda: f"policy {self._name}")
+        return Choice(self._cut, None, lambda: f"policy {self.name}")
 
 
-ADAPTIVE: dict[str, type[LoadAware]] = {"load-aware": LoadAware, "bandwidth-only": BandwidthOnly, "paper": Paper}
+ADAPTIVE: dict[str, type[LoadAware]] = {kind.name: kind for kind in (LoadAware, BandwidthOnly, Paper)}
 """Policies that weigh plans."""
 
 _FIXED = ("local", "offload")

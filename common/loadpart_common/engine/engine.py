@@ -34,18 +34,29 @@ _configured_threads: int | None = None  # MindSpore takes the number once in a p
 
 
 class LoadedModel:
-    """A model in an engine: its program, and its weights, read when first needed and shared by all its segments."""
+    """A model in an engine: its program, and its weights, read when first needed and shared by all its segments.
+
+    Attributes:
+        program: What the file says.
+        users: How many have loaded it and not unloaded it yet.
+    """
 
     def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
         self._file = ModelFile(path)
         self.program = Program(self._file.structure)
+        self.users = 0
         self._weights: dict[str, Any] = {}
 
     @property
     def graph(self) -> Graph:
         """The format-neutral graph."""
         return self.program.graph
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """What tells the file apart from others, and from what it was before a change."""
+        return self._file.identity
 
     @property
     def weight_bytes(self) -> int:
@@ -126,25 +137,31 @@ class Engine:
         _set_threads(mindspore, threads)
         self.threads = threads
         self._memory_limit_bytes = memory_limit_bytes
-        self._models: list[LoadedModel] = []
+        self._models: dict[tuple[int, ...], LoadedModel] = {}  # by identity
         self._compiled: OrderedDict[tuple[int, int, int, int], CompiledSegment] = OrderedDict()
         self._folder = tempfile.TemporaryDirectory(prefix="loadpart-segments-")
 
     def load(self, path: Path) -> LoadedModel:
-        """Opens a MindIR file.
+        """Opens a MindIR file; whoever opens the same one again shares its weights and segments.
 
         Raises:
             ModelError: It is damaged, foreign, or holds what cannot be cut.
         """
-        model = LoadedModel(self, path)
-        self._models.append(model)
+        opened = LoadedModel(self, path)
+        model = self._models.setdefault(opened.identity, opened)
+        if model is not opened:
+            opened.close()
+        model.users += 1
         return model
 
     def unload(self, model: LoadedModel) -> None:
-        """Drops a model and its segments."""
-        for key in [key for key in self._compiled if key[0] == id(model)]:
-            del self._compiled[key]
-        self._models.remove(model)
+        """Gives a model back; after its last user, it is dropped with its segments."""
+        model.users -= 1
+        if model.users > 0:
+            return
+        for segment in [key for key in self._compiled if key[0] == id(model)]:
+            del self._compiled[segment]
+        del self._models[model.identity]
         model.close()
         gc.collect()
 
@@ -198,7 +215,7 @@ class Engine:
     def close(self) -> None:
         """Drops everything; needed before the interpreter ends, where MindSpore's own cleaning up is noisy."""
         self._compiled.clear()
-        for model in self._models:
+        for model in self._models.values():
             model.close()
         self._models.clear()
         gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -41,6 +42,7 @@ class ModelFile:
 
     Attributes:
         path: The file.
+        identity: What tells it apart from other files, and from what it was before a change.
         structure: The message without the elements of its weights.
         weights: Where these are, by the name that the file gives them (`GRAPH:NAME`).
     """
@@ -55,7 +57,9 @@ class ModelFile:
         self.path = path
         try:
             with path.open("rb") as file:
+                status = os.fstat(file.fileno())
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
         except FileNotFoundError as error:
             raise ModelNotFoundError(f"no model file at {path}") from error
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped

@@ -1,0 +1,165 @@
+"""Runs the comparison, and writes the report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.comparison import grid, report, traces
+from benchmarks.comparison.grid import NETWORKS
+from benchmarks.comparison.measure import LEAST_ROUNDS, MOST_ROUNDS, SHARES, Folders, device, measure, server_load
+from benchmarks.comparison.others import DEVICES_A_NETWORK
+from benchmarks.comparison.records import Results, Writer, read
+from benchmarks.daemon import BIN, conditions, daemon, export_missing
+from benchmarks.testbed import SERVER_ADDRESS, link
+from loadpart_common.engine import EngineExecutor
+from loadpart_common.machine import Measurements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import TaskID
+
+    from benchmarks.comparison.grid import Condition
+    from benchmarks.comparison.traces import Trace
+
+
+class Kind(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+        conditions: Gives the conditions.
+        traces: Gives the traces.
+        seconds: To measure a condition.
+        calibrates: Whether the latency model is calibrated first, once, or the shipped one will do.
+    """
+
+    conditions: Callable[[], list[Condition]]
+    traces: Callable[[], list[Trace]]
+    seconds: float
+    calibrates: bool
+
+
+KINDS = {
+    "quick": Kind(grid.quick, traces.quick, 10.0, calibrates=False),
+    "balanced": Kind(grid.balanced, traces.full, 30.0, calibrates=True),
+    "full": Kind(grid.full, traces.full, 30.0, calibrates=True),
+}
+
+_EXECUTOR_BYTES = 512 << 20
+
+console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+
+@app.command()
+def run(
+    which: Annotated[str, typer.Argument(help=f"the conditions: {', '.join(KINDS)}")],
+    output: Annotated[Path, typer.Option(help="folder for the report; pictures and raw results go below it")],
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the results that are there")] = False,
+) -> None:
+    """Measures all policies under many conditions and in traces, and writes the report; needs root."""
+    if which not in KINDS:
+        raise typer.BadParameter(f"expected one of {', '.join(KINDS)}, got {which!r}")
+    kind = KINDS[which]
+    path = output / report.FOLDER / report.RESULTS
+    if not resume:
+        path.unlink(missing_ok=True)
+    before = read(path) if path.exists() else Results()
+    done = {each.condition for each in before.measured}, {each.name for each in before.traced}
+    wanted = [each for each in kind.conditions() if each not in done[0]]
+    courses = [each for each in kind.traces() if each.name not in done[1]]
+    signal.signal(signal.SIGTERM, _exit)  # so that namespaces and processes are taken away then too
+    export_missing()
+    writer = Writer(path)
+    writer.how(
+        date=datetime.now(UTC).date().isoformat(),
+        machine=conditions(),
+        conditions=f"{len(kind.conditions())} ({which})",
+        rounds=f"for {kind.seconds:.0f} s, at least {LEAST_ROUNDS} and at most {MOST_ROUNDS}; all arms once in each",
+        device="one core, CPU quota " + ", ".join(f"{share:.1%} ({about}x)" for about, share in SHARES.items()),
+        server="the other core, one worker with one thread",
+        clients=f"{DEVICES_A_NETWORK * len(NETWORKS)} other devices, as many for each network: images at random times",
+        outside="one process on the server's core that is busy for that share of every 50 ms; two at 200 %",
+    )
+    try:
+        _run(kind, wanted, courses, writer)
+    finally:
+        writer.close()
+    draw(output)
+
+
+@app.command()
+def draw(output: Annotated[Path, typer.Argument(help="the folder that `run` wrote to")]) -> None:
+    """Writes the report and the pictures anew from the raw results."""
+    console.print(Markdown(report.write(output)))
+    console.print(f"{output / report.REPORT}", soft_wrap=True)
+
+
+def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writer) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    kept = Path(".cache") / "benchmarks"
+    folders = Folders(kept / "models", kept / "latency", kept / "decisions")
+    folders.decisions.mkdir(parents=True, exist_ok=True)
+    serve = ("--workers", "1", "--threads", "1", "--latency-folder", str(folders.latency))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with contextlib.ExitStack() as stack:
+        wire = stack.enter_context(link())
+        if kind.calibrates and not Measurements(1, folders.latency).model_path.exists():
+            calibrate = ("calibrate", "--threads", "1", "--latency-folder", folders.latency)
+            subprocess.run([BIN / "loadpart-edge", *calibrate], check=True)
+        server = stack.enter_context(daemon(*serve, cores={cores[-1]}, address=SERVER_ADDRESS, wrapper=wire.command()))
+        load = stack.enter_context(server_load(server.target, wire.command()))
+        progress = stack.enter_context(Progress(*columns, console=console, speed_estimate_period=3600))
+        wire.enter_device()
+        os.sched_setaffinity(0, {cores[0]})
+        EngineExecutor.acquire(threads=1, memory_limit_bytes=_EXECUTOR_BYTES)  # one thread for MindSpore, to the end
+        task = progress.add_task("", total=len(wanted) + len(courses))
+        done = 0
+        everything: list[Condition | Trace] = [*wanted, *courses]
+        jobs = sorted(everything, key=lambda job: (NETWORKS.index(job.network), job.slow_down))
+        for (network, slow_down), group in groupby(jobs, key=lambda job: (job.network, job.slow_down)):
+            progress.update(task, description=f"{network}, device {slow_down}x slower")
+            wire.shape(64)
+            with device(server.target, network, slow_down, folders) as slow:
+                for job in group:
+                    progress.update(task, description=str(job))
+                    tell = partial(_advance, progress, task, done)
+                    if isinstance(job, grid.Condition):
+                        writer.measured(measure(slow, job, wire, load, kind.seconds, tell))
+                    else:
+                        writer.traced(traces.run(job, slow, wire, load, tell))
+                    done += 1
+        EngineExecutor.release()
+
+
+def _advance(progress: Progress, task: TaskID, done: int, share: float) -> None:
+    progress.update(task, completed=done + share)
+
+
+def _exit(*_: object) -> NoReturn:
+    sys.exit(143)
+
+
+if __name__ == "__main__":
+    app()

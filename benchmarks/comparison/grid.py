@@ -1,0 +1,92 @@
+"""The conditions: network, bandwidth, load of the server and slow-down of the device. Fixed before any was measured."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+NETWORKS = ("alexnet", "squeezenet", "resnet18", "resnet50", "xception", "vgg16")
+MEGABITS = (1, 2, 4, 8, 16, 32, 64)
+LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0, 2.0)
+SLOW_DOWNS = (4, 8)
+SOURCES = ("clients", "outside")
+VARIED = 0.5
+"""Least level at which the server's load counts as varying."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A load of the server.
+
+    Attributes:
+        source: `clients`: other devices that send it images; `outside`: a process on its core that is not the daemon.
+        level: Share of the server's time that is asked for; above 1, more than there is. 0 is no load at all.
+    """
+
+    source: str
+    level: float
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.level:.0%}" if self.level else "idle"
+
+
+IDLE = Load("clients", 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What stays the same while policies are compared.
+
+    Attributes:
+        network: The network that the device runs.
+        megabits: Rate of the link, both ways, in Mbit/s.
+        slow_down: About how many times slower than the server the device is.
+        load: Load of the server.
+    """
+
+    network: str
+    megabits: int
+    slow_down: int
+    load: Load
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.megabits} Mbit/s, device {self.slow_down}x slower, {self.load}"
+
+
+def full() -> list[Condition]:
+    """Every combination."""
+    loads = [IDLE, *(Load(source, level) for source in SOURCES for level in LEVELS if level)]
+    return [
+        Condition(network, megabits, slow_down, load)
+        for network, slow_down, megabits, load in itertools.product(NETWORKS, SLOW_DOWNS, MEGABITS, loads)
+    ]
+
+
+def balanced() -> list[Condition]:
+    """A part of them in which every network, bandwidth, level, slow-down and source occurs equally often.
+
+    A Latin rectangle: each network meets each bandwidth and each level once, each bandwidth six of the seven levels.
+    """
+    conditions = []
+    for row, network in enumerate(NETWORKS):
+        for column, megabits in enumerate(MEGABITS):
+            index = (column + 2 * row) % len(LEVELS)
+            load = Load(SOURCES[(row + index) % 2], LEVELS[index])
+            conditions.append(
+                Condition(network, megabits, SLOW_DOWNS[(row + column) % 2], load if load.level else IDLE)
+            )
+    return by_device(conditions)
+
+
+def quick() -> list[Condition]:
+    """A handful, to see that everything works."""
+    loads = (IDLE, Load("clients", 0.9), Load("outside", 2.0))
+    return [
+        Condition(network, megabits, SLOW_DOWNS[0], load)
+        for (network, megabits), load in itertools.product((("squeezenet", 32), ("resnet18", 16)), loads)
+    ]
+
+
+def by_device(conditions: list[Condition]) -> list[Condition]:
+    """In an order that sets each device up once."""
+    return sorted(conditions, key=lambda each: (NETWORKS.index(each.network), each.slow_down))

@@ -1,0 +1,271 @@
+"""The policies, and every fixed cut that may win, side by side on a slow device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.comparison.grid import IDLE, NETWORKS, Load
+from benchmarks.comparison.records import Measured, Sample
+from benchmarks.testbed import slow_device
+from loadpart_common.machine import Measurements
+from loadpart_device import OffloadClient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from benchmarks.comparison.grid import Condition
+    from benchmarks.testbed import Link
+    from loadpart_common.latency import LatencyModel
+    from loadpart_common.tensors import Array
+
+POLICIES = ("load-aware", "bandwidth-only", "paper")
+SHARES = {4: 0.25, 8: 0.125}
+"""Of a core that a device has which is about so many times slower."""
+
+LEAST_ROUNDS, MOST_ROUNDS = 5, 40
+_WARM_ROUNDS = 1
+_SETTLE_SECONDS = 2.0
+_FACTOR_RUNS = 5
+_START_MEGABITS = 64
+
+
+class ServerLoad:
+    """What keeps the server busy: other devices, and processes on its core that are not the daemon."""
+
+    def __init__(self, target: str, core: int, wrapper: Sequence[str]) -> None:
+        """Starts them, idle.
+
+        Args:
+            target: The server.
+            core: The one that its worker runs on.
+            wrapper: A command that runs another one where the server can be reached without the link.
+        """
+        python = [sys.executable, "-m"]
+        others = [*wrapper, *python, "benchmarks.comparison.others", target, ",".join(NETWORKS)]
+        outside = [*python, "benchmarks.comparison.outside", str(core)]
+        self._others = _start(others)
+        self._outside = [_start(outside) for _ in range(2)]  # so many take twice what there is
+
+    def set(self, load: Load, seed: int) -> None:
+        """Sets the load from now on.
+
+        Raises:
+            RuntimeError: One of the processes has failed.
+        """
+        others, outside = (load.level if load.source == source else 0.0 for source in ("clients", "outside"))
+        _tell(self._others, f"{others} {seed}")
+        for number, process in enumerate(self._outside):
+            _tell(process, f"{min(max(outside - number, 0.0), 1.0)}")
+
+    def close(self) -> None:
+        """Ends them."""
+        for process in (self._others, *self._outside):
+            process.kill()
+            process.communicate()
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+
+def _tell(process: subprocess.Popen[str], line: str) -> None:
+    if process.poll() is not None:
+        raise RuntimeError(f"a process that loads the server has ended with {process.returncode}")
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A slow device, ready to run one network.
+
+    Attributes:
+        network: The network.
+        whole: The cut that leaves everything on the device.
+        factor: Seconds of the whole network on it over those on the same core unslowed.
+        clients: One for each policy that adapts: each knows only what it has found out itself.
+        arms: What is compared: runs an inference by a policy or a fixed cut, by its name.
+    """
+
+    network: str
+    whole: int
+    factor: float
+    clients: dict[str, OffloadClient]
+    arms: dict[str, Callable[[], Sample]]
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where things are kept.
+
+    Attributes:
+        models: Models that devices have fetched.
+        latency: What was calibrated of this machine.
+        decisions: The policies' decision logs.
+    """
+
+    models: Path
+    latency: Path
+    decisions: Path
+
+
+@contextlib.contextmanager
+def device(target: str, network: str, slow_down: int, folders: Folders) -> Iterator[Device]:
+    """Makes this process a slow device within the block.
+
+    Args:
+        target: The server.
+        network: The network.
+        slow_down: About how many times slower it is to be.
+        folders: Where things are kept.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def client(policy: str, latency: Path, log: Path | None = None) -> OffloadClient:
+            made = OffloadClient(
+                target,
+                network,
+                policy=policy,
+                threads=1,
+                cache=folders.models,
+                latency_folder=latency,
+                decision_log=log,
+            )
+            stack.enter_context(made)
+            if not made.wait_ready():
+                raise RuntimeError(f"{target} could not be reached")
+            return made
+
+        fixed = client("local", folders.latency)
+        image = np.random.default_rng(0).integers(0, 256, fixed.graph.inputs[0].concrete(1), np.uint8)
+        quick = _local_seconds(fixed, image)
+        stack.enter_context(slow_device(SHARES[slow_down]))
+        factor = _local_seconds(fixed, image) / quick
+        latency = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        Measurements(1, latency).save_model(_slowed(Measurements(1, folders.latency).model(), factor))
+        clients = {
+            policy: client(policy, latency, folders.decisions / f"{network}-{slow_down}-{policy}.jsonl")
+            for policy in POLICIES
+        }
+        whole = fixed.graph.whole
+        splits = sorted({point.cut for each in clients.values() for point in each.plans} - {0, whole})
+        cuts = {"local": whole, "offload": 0} | {f"cut {cut}": cut for cut in splits}
+        arms = {name: _fixed_arm(fixed, cut, image) for name, cut in cuts.items()}
+        arms |= {policy: _arm(each, image) for policy, each in clients.items()}
+        for cut in splits:  # builds what it needs
+            arms[f"cut {cut}"]()
+        yield Device(network, whole, factor, clients, arms)
+
+
+def _slowed(model: LatencyModel, factor: float) -> LatencyModel:
+    """The latency model of a machine that is so many times slower: to calibrate under a quota would take as long."""
+    return replace(
+        model,
+        coefficients={
+            family: {feature: seconds * factor for feature, seconds in row.items()}
+            for family, row in model.coefficients.items()
+        },
+    )
+
+
+def _local_seconds(client: OffloadClient, image: Array) -> float:
+    client.policy = "local"
+    return statistics.median(client.infer(image).timings.total for _ in range(_FACTOR_RUNS))
+
+
+def _arm(client: OffloadClient, image: Array) -> Callable[[], Sample]:
+    def infer() -> Sample:
+        link = client.link
+        result = client.infer(image)
+        timings = result.timings
+        return Sample(
+            timings.total, result.plan.cut, timings.network, timings.queue, timings.tail, result.plan.predicted_seconds,
+            8e-6 / link.seconds_per_byte if link else None,
+        )  # fmt: skip
+
+    return infer
+
+
+def _fixed_arm(client: OffloadClient, cut: int, image: Array) -> Callable[[], Sample]:
+    infer = _arm(client, image)
+
+    def infer_fixed() -> Sample:
+        client.policy = cut
+        sample = infer()
+        if sample.cut != cut:
+            raise RuntimeError(f"cut {cut} was asked for, and cut {sample.cut} ran: the server failed")
+        return sample
+
+    return infer_fixed
+
+
+def settle(slow: Device, wire: Link, load: ServerLoad, megabits: float, level: Load, seed: int) -> None:
+    """Sets link and load, and waits until the device has taken notice."""
+    wire.shape(_START_MEGABITS)
+    load.set(IDLE, seed)
+    time.sleep(0.5)
+    wire.shape(megabits)
+    load.set(level, seed)
+    for client in slow.clients.values():  # one after the other: they share the link
+        client.network_changed()
+        client.wait_ready()
+    time.sleep(_SETTLE_SECONDS)
+    for _ in range(_WARM_ROUNDS):
+        for infer in slow.arms.values():
+            infer()
+
+
+def measure(
+    slow: Device, condition: Condition, wire: Link, load: ServerLoad, seconds: float, on_round: Callable[[float], None]
+) -> Measured:
+    """Runs all arms in turn, in an order drawn anew for each round.
+
+    Args:
+        slow: The device.
+        condition: The condition.
+        wire: The link.
+        load: What loads the server.
+        seconds: How long to go on, if there have been enough rounds by then.
+        on_round: Called after each round with the share that is done.
+    """
+    seed = sum(str(condition).encode())
+    settle(slow, wire, load, condition.megabits, condition.load, seed)
+    rng = random.Random(seed)
+    arms: dict[str, list[Sample]] = {arm: [] for arm in slow.arms}
+    slow_downs, backlogs = [], []
+    started = time.perf_counter()
+    for number in range(1, MOST_ROUNDS + 1):
+        for arm in rng.sample(list(slow.arms), len(slow.arms)):
+            arms[arm].append(slow.arms[arm]())
+            told = slow.clients["load-aware"].load
+            assert told is not None
+            slow_downs.append(told.slow_down)
+            backlogs.append(told.backlog_seconds)
+        passed = time.perf_counter() - started
+        on_round(min(max(passed / seconds, number / MOST_ROUNDS), number / LEAST_ROUNDS, 1.0))
+        if number >= LEAST_ROUNDS and passed >= seconds:
+            break
+    return Measured(condition, slow.whole, slow.factor, statistics.median(slow_downs), statistics.mean(backlogs), arms)
+
+
+@contextlib.contextmanager
+def server_load(target: str, wrapper: Sequence[str]) -> Iterator[ServerLoad]:
+    """What loads a server on the last core, ended with the block."""
+    made = ServerLoad(target, sorted(os.sched_getaffinity(0))[-1], wrapper)
+    try:
+        yield made
+    finally:
+        made.close()

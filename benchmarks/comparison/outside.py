@@ -1,0 +1,37 @@
+"""A process that takes a share of a core, in slices; the share is read from standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+_PERIOD_SECONDS = 0.05
+
+
+def main(core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    level, changed = [0.0], threading.Event()
+
+    def follow() -> None:
+        for line in sys.stdin:
+            level[0] = float(line)
+            changed.set()
+        os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()
+    while True:
+        if not level[0]:
+            changed.wait()
+            changed.clear()
+            continue
+        started = time.monotonic()
+        while time.monotonic() - started < level[0] * _PERIOD_SECONDS:
+            pass
+        if level[0] < 1:
+            time.sleep((1 - level[0]) * _PERIOD_SECONDS)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
