@@ -96,6 +96,24 @@ def test_transfers_tell_the_rate_however_full_the_bucket(rate: float, pause: flo
     assert rate_of(link) == pytest.approx(rate, rel=0.1)
 
 
+@pytest.mark.parametrize("rate", [125e3, 500e3, 2e6])
+@pytest.mark.parametrize("burst", [0, 32 << 10])
+def test_a_small_probe_tells_whether_the_link_is_what_it_was(rate: float, burst: int) -> None:
+    shaper = Shaper(Clock(), rate, burst, noise=0.02)
+    link = probed(shaper)
+    shaper.clock.now += 30
+    assert link.reading is not None
+    nbytes = int(link.reading.free_bytes + max(8192, 0.02 * rate))
+    assert link.check(nbytes, shaper.send(nbytes))
+    assert link.age_seconds == 0
+    for factor in (2, 0.5):
+        shaper.rate = rate * factor
+        shaper.clock.now += 30
+        assert not link.check(nbytes, shaper.send(nbytes))
+        assert link.age_seconds > 0
+    assert rate_of(link) == pytest.approx(rate, rel=0.1)
+
+
 @pytest.mark.parametrize("factor", [1 / 16, 1 / 2, 2, 16])
 def test_a_step_of_the_bandwidth_is_followed_by_the_second_transfer(factor: float) -> None:
     shaper = Shaper(Clock(), 1e6)
@@ -122,6 +140,18 @@ def test_a_step_is_followed_by_the_second_pair_of_probes(factor: float) -> None:
         link.record_pair((65536, shaper.send(65536)), (65536, shaper.send(65536)))
         assert link.surprised is surprised
     assert rate_of(link) == pytest.approx(shaper.rate, rel=0.1)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_what_a_bucket_lets_through_tells_nothing(rate: float) -> None:
+    shaper = Shaper(Clock(), rate, noise=0.1)
+    link = probed(shaper)
+    before = rate_of(link)
+    for _ in range(8):
+        shaper.clock.now += 5
+        link.record(36_864, 4_000, shaper.send(36_864) + 0.005)  # 4 kB more than the bucket holds
+    assert rate_of(link) == before
+    assert link.age_seconds > 5, "so that it is probed"
 
 
 def test_one_slow_reading_counts_as_its_bytes_do() -> None:

@@ -20,7 +20,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from benchmarks.comparison import grid, report, traces
 from benchmarks.comparison.grid import NETWORKS
-from benchmarks.comparison.measure import LEAST_ROUNDS, MOST_ROUNDS, SHARES, Folders, device, measure, server_load
+from benchmarks.comparison.measure import (
+    LEAST_ROUNDS,
+    MOST_ROUNDS,
+    OUTSIDE_NICE,
+    SHARES,
+    Folders,
+    device,
+    measure,
+    server_load,
+)
 from benchmarks.comparison.others import DEVICES_A_NETWORK
 from benchmarks.comparison.records import Results, Writer, read
 from benchmarks.daemon import BIN, conditions, daemon, export_missing
@@ -55,14 +64,14 @@ class Kind(NamedTuple):
 
 KINDS = {
     "quick": Kind(grid.quick, traces.quick, 10.0, calibrates=False),
-    "balanced": Kind(grid.balanced, traces.full, 30.0, calibrates=True),
+    "balanced": Kind(grid.balanced, traces.full, 25.0, calibrates=True),
     "full": Kind(grid.full, traces.full, 30.0, calibrates=True),
 }
 
 _EXECUTOR_BYTES = 512 << 20
 
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 
 @app.command()
@@ -94,7 +103,8 @@ def run(
         device="one core, CPU quota " + ", ".join(f"{share:.1%} ({about}x)" for about, share in SHARES.items()),
         server="the other core, one worker with one thread",
         clients=f"{DEVICES_A_NETWORK * len(NETWORKS)} other devices, as many for each network: images at random times",
-        outside="one process on the server's core that is busy for that share of every 50 ms; two at 200 %",
+        outside="a process on the server's core, of higher priority (nice "
+        f"{OUTSIDE_NICE}), that is busy for that share of every 50 ms; two at 200 %",
     )
     try:
         _run(kind, wanted, courses, writer)

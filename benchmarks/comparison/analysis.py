@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +15,11 @@ from benchmarks.comparison.grid import VARIED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from benchmarks.comparison.records import Measured, Moment, Sample, Traced
+    from benchmarks.comparison.records import Measured, Sample, Traced
     from loadpart_common.tensors import Array
 
 _RESAMPLES = 2000
-_NEAR_SECONDS = 6.0
+_NEAR_SECONDS, _STEP = 6.0, 1.5
 _MOVED = 0.15  # of a reading of the link: more than noise
 WORSE = 0.05
 """Share by which load-aware may be slower than the better of local and offload."""
@@ -165,7 +166,7 @@ def adaptations(traced: Traced) -> list[Adaptation]:
     """
     found = []
     ends = [*(at for at, _, _ in traced.world[2:]), float("inf")]
-    for (_, before, _), (at, megabits, load), end in zip(traced.world, traced.world[1:], ends, strict=False):
+    for ((_, before, _), (at, megabits, load)), end in zip(pairwise(traced.world), ends, strict=False):
         phase = [moment for moment in traced.moments if at <= moment.at < end]
         fixed = {arm for moment in phase if is_fixed(arm := moment.arm)}
         seconds = {arm: statistics.median(each.sample.total for each in phase if each.arm == arm) for arm in fixed}
@@ -188,7 +189,14 @@ def _blind(decisions: Sequence[Sample], whole: int, before: float, after: float)
     return len(decisions)
 
 
-def rolling(moments: Sequence[Moment], arm: str, at: float) -> float | None:
-    """Median latency of an arm around a moment of a trace, in seconds; None when it did not infer then."""
-    near = [each.sample.total for each in moments if each.arm == arm and abs(each.at - at) <= _NEAR_SECONDS]
-    return statistics.median(near) if near else None
+def best_around(traced: Traced, at: float) -> float:
+    """Median latency in seconds of the best fixed cut around a moment of a trace, no step of the world between."""
+    first, last = at - _NEAR_SECONDS, at + _NEAR_SECONDS
+    for (_, before, load_before), (changed, after, load) in pairwise(traced.world):
+        if load != load_before or not 1 / _STEP < after / before < _STEP:
+            first, last = (max(first, changed), last) if changed <= at else (first, min(last, changed))
+    near: dict[str, list[float]] = defaultdict(list)
+    for moment in traced.moments:
+        if is_fixed(moment.arm) and first <= moment.at < last:
+            near[moment.arm].append(moment.sample.total)
+    return min((statistics.median(each) for each in near.values()), default=float("nan"))

@@ -68,6 +68,7 @@ class OtherDevice(threading.Thread):
 
 
 def main(target: str, networks: list[str]) -> None:
+    os.nice(19)  # these devices are not the one that is measured: they share its core, and must not hold it up
     store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
     devices = []
     for network in networks:

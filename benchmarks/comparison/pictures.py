@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.comparison import analysis
 from benchmarks.comparison.grid import LEVELS, MEGABITS, NETWORKS, SOURCES
@@ -64,9 +65,10 @@ def _seconds(measured: Measured, arm: str) -> float:
 
 def _latency_bandwidth(results: Sequence[Measured]) -> Figure:
     """A panel a network; where a bandwidth was met under several loads, the geometric mean over these."""
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    panels = figure.subplots(2, 3).flat
-    for network, axes in zip(NETWORKS, panels, strict=True):
+    networks = [name for name in NETWORKS if any(each.condition.network == name for each in results)]
+    rows, columns = (2, 3) if len(networks) > 3 else (1, len(networks))
+    figure = Figure(figsize=(4.4 * columns, 3.75 * rows), layout="constrained")
+    for network, axes in zip(networks, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
         own = [each for each in results if each.condition.network == network]
         for arm, (colour, marker, line) in _STYLES.items():
             rates = [rate for rate in MEGABITS if any(each.condition.megabits == rate for each in own)]
@@ -79,6 +81,7 @@ def _latency_bandwidth(results: Sequence[Measured]) -> Figure:
             )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        _logarithmic(axes.yaxis)
         axes.set_xticks(MEGABITS, [_rate_tick(own, rate) for rate in MEGABITS], fontsize=7)
         axes.set_title(network)
         axes.set_ylabel("mean latency, ms")
@@ -125,9 +128,9 @@ def _latency_load(results: Sequence[Measured]) -> Figure:
             )  # fmt: skip
         axes.axhline(1.0, color="black", linewidth=0.8)
         axes.set_yscale("log")
+        _logarithmic(axes.yaxis)
         axes.set_xticks(range(len(LEVELS)), _TICKS)
         axes.set_xlabel(f"load: {source}")
-        axes.set_yticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
     figure.axes[0].set_ylabel("latency over that of the best fixed cut")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
@@ -167,7 +170,8 @@ def _trace(traced: Traced) -> Figure:
     end = max(moment.at for moment in traced.moments)
     at = [each[0] for each in traced.world] + [end]
     world.step(at, [each[1] for each in traced.world] + [traced.world[-1][1]], where="post", color="#0072B2")
-    world.set_yscale("log", base=2)
+    world.set_yscale("log")
+    _logarithmic(world.yaxis)
     world.set_ylabel("Mbit/s", color="#0072B2")
     load = world.twinx()
     for source, line, colour in zip(SOURCES, ("-", "--"), ("#D55E00", "#E69F00"), strict=True):
@@ -181,8 +185,7 @@ def _trace(traced: Traced) -> Figure:
         moments = [moment for moment in traced.moments if moment.arm == arm]
         if arm == "oracle":
             moments = [moment for moment in traced.moments if moment.arm == "load-aware"]
-            fixed = sorted({moment.arm for moment in traced.moments if analysis.is_fixed(moment.arm)})
-            seconds = [_best(traced, fixed, moment.at) for moment in moments]
+            seconds = [analysis.best_around(traced, moment.at) for moment in moments]
         else:
             seconds = [moment.sample.total for moment in moments]
         latency.plot(
@@ -197,6 +200,7 @@ def _trace(traced: Traced) -> Figure:
                 fillstyle="none" if arm != "load-aware" else "full",
             )  # fmt: skip
     latency.set_yscale("log")
+    _logarithmic(latency.yaxis)
     latency.set_ylabel("latency, ms")
     latency.legend(loc="upper left", fontsize=7, ncols=3)
     cut.set_yticks([0, traced.whole], ["offload (0)", f"local ({traced.whole})"])
@@ -206,6 +210,8 @@ def _trace(traced: Traced) -> Figure:
     return figure
 
 
-def _best(traced: Traced, fixed: Sequence[str], at: float) -> float:
-    seconds = (analysis.rolling(traced.moments, arm, at) for arm in fixed)
-    return min(each for each in seconds if each is not None)
+def _logarithmic(axis: Any) -> None:
+    """Plain numbers at 1, 2 and 5 on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

@@ -29,6 +29,8 @@ _SAME, _JITTER_SECONDS = 0.15, 0.002
 """Readings that differ by less, as a share and in the time of a transfer, are of the same link; two in a row that
 differ by more are of another one."""
 
+_CHECKED = 0.25  # by which a checking probe may differ: most of it goes through at once
+
 _QUICK_SECONDS = 0.05
 _LARGEST_BURST_SHARE = 0.75
 _LEAST_SECONDS = 1e-6  # what a clock tells at all
@@ -77,15 +79,22 @@ class _Direction:
         self.surprised = False  # whether the last reading is not believed yet
         self.burst_bytes = 0.0
         self.emptied_at = float("-inf")
-        self._readings: deque[tuple[float, int]] = deque(maxlen=_TRANSFERS)  # seconds a byte, bytes
+        self._readings: deque[tuple[float, float]] = deque(maxlen=_TRANSFERS)  # seconds a byte, bytes
 
-    def record(self, nbytes: int, seconds: float, idle_seconds: float) -> float:
-        """Takes in a transfer that began so many seconds after the end of the last one; gives its seconds a byte."""
-        rate = seconds / (nbytes - min(self.burst_bytes, nbytes * _LARGEST_BURST_SHARE))
+    def record(self, nbytes: int, seconds: float, idle_seconds: float) -> float | None:
+        """Takes in a transfer that began so many seconds after the end of the last one.
+
+        Returns:
+            Its seconds a byte; None if so much of it went through at once that it tells nothing.
+        """
+        beyond = nbytes - min(self.burst_bytes, nbytes * _LARGEST_BURST_SHARE)
+        rate = seconds / beyond
         if idle_seconds < self.burst_bytes * rate:  # the bucket had not filled again
-            rate = (seconds + idle_seconds) / nbytes
+            rate, beyond = (seconds + idle_seconds) / nbytes, nbytes
+        if beyond < MEASURABLE_BYTES:
+            return None
         rate = max(rate, _LEAST_SECONDS_PER_BYTE)
-        self._add(rate, nbytes)
+        self._add(rate, beyond)
         return rate
 
     def seconds_at(self, rate: float, nbytes: int, idle_seconds: float) -> float:
@@ -106,7 +115,7 @@ class _Direction:
         rate = self.seconds_per_byte
         return min(self.burst_bytes, (now - self.emptied_at) / rate) if rate else 0.0
 
-    def _add(self, rate: float, nbytes: int) -> None:
+    def _add(self, rate: float, nbytes: float) -> None:
         rate = max(rate, _LEAST_SECONDS_PER_BYTE)
         if len(self._readings) >= 2:
             last = self._readings[-1]
@@ -123,10 +132,10 @@ class _Direction:
             self.spread = statistics.median(abs(each - middle) for each, _ in self._readings) / middle
 
 
-def _weighted_median(readings: Iterable[tuple[float, int]]) -> float:
+def _weighted_median(readings: Iterable[tuple[float, float]]) -> float:
     """Median of rates, each of which counts as its bytes do: a delay of a millisecond hides in a long transfer."""
     ordered = sorted(readings)
-    half, passed = sum(nbytes for _, nbytes in ordered) / 2, 0
+    half, passed = sum(nbytes for _, nbytes in ordered) / 2, 0.0
     for position, (rate, nbytes) in enumerate(ordered):
         passed += nbytes
         if passed > half:
@@ -136,7 +145,7 @@ def _weighted_median(readings: Iterable[tuple[float, int]]) -> float:
     raise ValueError("expected at least one reading")
 
 
-def _same_within(rate: float, nbytes: int) -> float:
+def _same_within(rate: float, nbytes: float) -> float:
     """By how much two readings of one link may differ, in seconds a byte."""
     return _SAME * rate + _JITTER_SECONDS / nbytes
 
@@ -186,8 +195,10 @@ class LinkEstimator:
             transfer = max(seconds - self._least_round_trip - reply, 0.0)
             idle = max(now - seconds - self._up.emptied_at, 0.0)
             rate = self._up.record(up_bytes, max(transfer - self._extra, 0.0), idle)
-            self._up.emptied_at = self._read_at = now
-            self._learn_extra(up_bytes, transfer, rate, idle)
+            self._up.emptied_at = now
+            if rate is not None:
+                self._read_at = now
+                self._learn_extra(up_bytes, transfer, rate, idle)
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float], *, down: bool = False) -> None:
         """Takes in two probes, one right after the other, bytes and seconds each; the second has just ended."""
@@ -201,6 +212,23 @@ class LinkEstimator:
             if not down:
                 self._naive += (nbytes / max(seconds, _LEAST_SECONDS) for nbytes, seconds in (first, second))
                 self._read_at = direction.emptied_at
+
+    def check(self, nbytes: int, seconds: float) -> bool:
+        """Takes in a single probe, which has just ended, of not many more bytes than the bucket holds.
+
+        Returns:
+            Whether it took as long as the readings say; then they are fresh.
+        """
+        with self._lock:
+            now, rate = self._clock(), self._up.seconds_per_byte
+            if self._least_round_trip is None or rate is None:
+                return False
+            transfer = (nbytes - min(self._up.free_bytes(now - seconds), nbytes)) * rate
+            self._up.emptied_at = now
+            if abs(seconds - self._least_round_trip - transfer) > _CHECKED * transfer + _JITTER_SECONDS:
+                return False
+            self._read_at = now
+            return True
 
     @property
     def reading(self) -> LinkReading | None:
