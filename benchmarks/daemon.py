@@ -98,4 +98,4 @@ def conditions() -> str:
         platform.machine(),
     )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mindspore", "grpcio", "numpy"))
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, {versions}"
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,6 @@ from benchmarks.comparison.records import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from benchmarks.comparison.records import Measured, Results, Traced
 
@@ -22,6 +22,7 @@ WANTED_REGRET, WANTED_REGRET_95 = 0.05, 0.15
 ADAPTED = 1.05
 
 _SHOWN = 8
+_FINDINGS = Path(__file__).with_name("findings.md")
 
 
 def write(output: Path) -> str:
@@ -43,6 +44,8 @@ def write(output: Path) -> str:
         _how(results),
         *(f"## {title}\n\n![{title}]({FOLDER}/{name})" for name, title in drawn.items()),
         *_tables(results),
+        "## Losses that were found and mended",
+        _FINDINGS.read_text(encoding="utf-8").strip(),
     ]
     (output / REPORT).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return headline

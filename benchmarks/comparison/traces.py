@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.comparison.grid import IDLE, Load
-from benchmarks.comparison.measure import settle
+from benchmarks.comparison.measure import run_alone, settle
 from benchmarks.comparison.records import Moment, Traced
 
 if TYPE_CHECKING:
@@ -122,6 +122,6 @@ def run(trace: Trace, slow: Device, wire: Link, load: ServerLoad, on_moment: Cal
                 load.set(level, len(ahead))
                 world.append((time.perf_counter() - started, megabits, level))
             now = time.perf_counter() - started
-            moments.append(Moment(now, arm, slow.arms[arm]()))
+            moments.append(Moment(now, arm, run_alone(slow.arms[arm])))
         on_moment(min(now / trace.seconds, 1.0))
     return Traced(trace.name, trace.network, slow.whole, slow.factor, world, moments)

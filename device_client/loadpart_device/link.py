@@ -108,7 +108,7 @@ class _Direction:
         self.probed = second[1] / second[0]
         self._add(self.probed, second[0])
         rate = self.seconds_per_byte or _LEAST_SECONDS_PER_BYTE
-        self.burst_bytes = min(max(first[0] - first[1] / rate, 0.0), first[0] * _LARGEST_BURST_SHARE)
+        self.burst_bytes = min(max(first[0] - first[1] / rate, 0.0), float(first[0]))
 
     def free_bytes(self, now: float) -> float:
         """Bytes that have gathered in the bucket."""

@@ -28,14 +28,15 @@ _CALL_SECONDS = 10.0
 _ASK_WITHIN_SECONDS = 2.0
 _PROBE_PERIOD_SECONDS = 5.0
 _PROBE_SHARE = 0.008  # of the link's time that probes may take; with all else on an idle link it stays below 1 %
+_CREDIT_SECONDS = 60.0  # of probing that was not needed, and may be made up for when the link changes
 _PROBE_BYTES = 2 * MEASURABLE_BYTES
-_LARGEST_PROBE_BYTES = 1 << 20
+_LEAST_PROBE_BYTES, _LARGEST_PROBE_BYTES = 16 << 10, 1 << 20
 _THIN_SECONDS_PER_BYTE = _PROBE_PERIOD_SECONDS * _PROBE_SHARE / (2 * _PROBE_BYTES)
 _CHECK_BYTES, _CHECK_SECONDS = 8 << 10, 0.02  # beyond what goes through at once: enough for a clock
-_PROBE_SECONDS = 0.025  # of a probe that is long enough for a clock, on a quick link
+_PROBE_SECONDS, _LEAST_PROBE_SECONDS = 0.025, 1e-4  # of a probe that is long enough for a clock, and of any
 _SURE_SECONDS = 0.1
 _QUIET_SECONDS = 0.02  # before a small request: one in a row of them is quicker than an inference's ever is
-_PAIRS_A_DOWNLINK = 6  # pairs of probes, after which the downlink is probed too: answers are small
+_TIMES_A_DOWNLINK = 6  # after which the downlink is probed too: answers are small
 _BUSY_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class Monitor:
         self._load = LoadFollower()
         self._models_version: int | None = None
         self._ask_at: float | None = None
-        self._pairs = 0
+        self._measured_times = 0
+        self._paid_until = time.monotonic()
         self._why_not = ""
         self._retry_at = 0.0
         self._failures = 0
@@ -185,7 +187,7 @@ class Monitor:
                 pause = _BUSY_SECONDS
             elif self.link.age_seconds >= _PROBE_PERIOD_SECONDS:
                 try:
-                    pause = max(pause, self._measure() / _PROBE_SHARE)
+                    pause = max(pause, self._pay(self._measure()))
                     if self.link.reading is not None:  # it may have been forgotten meanwhile
                         self._measured.set()
                 except (OffloadError, ValueError) as error:
@@ -193,33 +195,56 @@ class Monitor:
                     pause = _FIRST_RETRY_SECONDS
             self._probe_now.wait(pause)
 
-    def _measure(self) -> float:
-        """Times small requests, and two large ones in a row, the second as large as the link is quick.
+    def _pay(self, taken_seconds: float) -> float:
+        """Seconds until as much of the link's time may be taken up again, on average over a minute and more."""
+        now = time.monotonic()
+        self._paid_until = max(self._paid_until, now - _CREDIT_SECONDS) + taken_seconds / _PROBE_SHARE
+        return self._paid_until - now
 
-        On a thin link, where these two would have to be rare, one that is hardly larger than what goes through at once
-        tells whether the link is what it was; only if not, they follow.
+    def _measure(self) -> float:
+        """Times small requests, and two or three large ones in a row, as large as the link is quick.
+
+        On a thin link, where these would have to be rare, the first one is hardly larger than what goes through at
+        once, and the others follow only if it tells that the link is not what it was.
 
         Returns:
             Seconds that the link, or the busier direction of it, was taken up.
         """
         started = time.monotonic()
-        before, sent, as_before = self.link.reading, 0, False
+        before = self.link.reading
         for _ in range(3 if before is None else 1):
             self._closing.wait(_QUIET_SECONDS)
             self.link.record(0, 0, self._server.probe(b"", _CALL_SECONDS))
-        if before is not None and not self.link.surprised and before.seconds_per_byte > _THIN_SECONDS_PER_BYTE:
+        sent, is_thin = _PROBE_BYTES, before is not None and before.seconds_per_byte > _THIN_SECONDS_PER_BYTE
+        if before is not None and is_thin:
             sent = int(before.free_bytes + max(_CHECK_BYTES, _CHECK_SECONDS / before.seconds_per_byte))
-            as_before = self.link.check(sent, self._probe_up(sent))
-        if not as_before:
-            sent += self._measure_pair(self._probe_up, down=False)
-        if self.link.surprised:
-            sent += self._measure_pair(self._probe_up, down=False)
+        first = (sent, self._probe_up(sent))
+        if not is_thin or self.link.surprised or not self.link.check(*first):
+            sent += self._follow_up(first, self._probe_up, down=False)
+            if self.link.surprised:
+                sent += self._follow_up(first, self._probe_up, down=False)
         reading = self.link.reading
         taken = max(time.monotonic() - started, sent * reading.seconds_per_byte if reading else 0.0)
-        if self._pairs % _PAIRS_A_DOWNLINK == 0:
-            self._measure_pair(self._probe_down, down=True)
-        self._pairs += 1
+        if self._measured_times % _TIMES_A_DOWNLINK == 0:
+            self._follow_up((_PROBE_BYTES, self._probe_down(_PROBE_BYTES)), self._probe_down, down=True)
+        self._measured_times += 1
         return taken
+
+    def _follow_up(self, first: tuple[int, float], probe: Callable[[int], float], *, down: bool) -> int:
+        """Probes right after another probe, a second time where the link is quick; gives the bytes that it took.
+
+        Args:
+            first: That probe, bytes and seconds: it has emptied the bucket.
+            probe: Carries so many bytes; gives the seconds.
+            down: Whether the downlink is probed.
+        """
+        wanted = first[0] * _PROBE_SECONDS / max(first[1], _LEAST_PROBE_SECONDS)
+        size = sent = int(min(max(wanted, _LEAST_PROBE_BYTES), _LARGEST_PROBE_BYTES))
+        seconds = probe(size)
+        if seconds < _SURE_SECONDS:  # a delay of some milliseconds would show, and delays only ever add
+            seconds, sent = min(seconds, probe(size)), 2 * size
+        self.link.record_pair(first, (size, seconds), down=down)
+        return sent
 
     def _probe_up(self, nbytes: int) -> float:
         return self._server.probe(os.urandom(nbytes), _CALL_SECONDS)
