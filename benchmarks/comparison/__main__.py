@@ -64,7 +64,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "quick": Kind(grid.quick, traces.quick, 10.0, calibrates=False),
-    "balanced": Kind(grid.balanced, traces.full, 25.0, calibrates=True),
+    "balanced": Kind(grid.balanced, traces.full, 20.0, calibrates=True),
     "full": Kind(grid.full, traces.full, 30.0, calibrates=True),
 }
 

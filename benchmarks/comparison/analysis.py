@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _RESAMPLES = 2000
 _NEAR_SECONDS, _STEP = 6.0, 1.5
-_MOVED = 0.15  # of a reading of the link: more than noise
+_KNOWN = 0.25  # by which a reading of the link may be off
 WORSE = 0.05
 """Share by which load-aware may be slower than the better of local and offload."""
 
@@ -143,7 +143,7 @@ class Adaptation:
         best: The best fixed cut from then on.
         costs: What the cuts that it took cost, in order, over the best one's latency.
         blind: How many of these inferences began before it could have known: the first, whose transfer or the server's
-            answer to it tells; where it ran alone on a changed link, all until a probe had gone over that.
+            answer to it tells; where it ran alone and took the link for another one, all until a probe had told.
     """
 
     at: float
@@ -166,13 +166,13 @@ def adaptations(traced: Traced) -> list[Adaptation]:
     """
     found = []
     ends = [*(at for at, _, _ in traced.world[2:]), float("inf")]
-    for ((_, before, _), (at, megabits, load)), end in zip(pairwise(traced.world), ends, strict=False):
+    for (at, megabits, load), end in zip(traced.world[1:], ends, strict=False):
         phase = [moment for moment in traced.moments if at <= moment.at < end]
         fixed = {arm for moment in phase if is_fixed(arm := moment.arm)}
         seconds = {arm: statistics.median(each.sample.total for each in phase if each.arm == arm) for arm in fixed}
         cuts = {moment.sample.cut: moment.arm for moment in phase if moment.arm in fixed}
         decisions = [moment.sample for moment in phase if moment.arm == "load-aware"]
-        blind = _blind(decisions, traced.whole, before, megabits)
+        blind = _blind(decisions, traced.whole, megabits)
         if blind + 1 < len(decisions) and all(sample.cut in cuts for sample in decisions):
             best = min(seconds, key=seconds.__getitem__)
             costs = [seconds[cuts[sample.cut]] / seconds[best] for sample in decisions]
@@ -180,11 +180,11 @@ def adaptations(traced: Traced) -> list[Adaptation]:
     return found
 
 
-def _blind(decisions: Sequence[Sample], whole: int, before: float, after: float) -> int:
-    """How many inferences began before a change of the bandwidth, from so many Mbit/s to others, could be known."""
-    for number, sample in enumerate(decisions):
-        moved = sample.megabits is not None and abs(sample.megabits / before - 1) > _MOVED
-        if number and (before == after or moved or decisions[number - 1].cut < whole):
+def _blind(decisions: Sequence[Sample], whole: int, megabits: float) -> int:
+    """How many inferences began before it could be known how the world is, the link at so many Mbit/s."""
+    for number, sample in enumerate(decisions[1:], 1):
+        known = sample.megabits is not None and abs(sample.megabits / megabits - 1) < _KNOWN
+        if known or decisions[number - 1].cut < whole:
             return number
     return len(decisions)
 

@@ -76,7 +76,7 @@ class _Direction:
         self.seconds_per_byte: float | None = None
         self.spread = 1.0
         self.probed: float | None = None  # the rate that the last pair of probes told
-        self.surprised = False  # whether the last reading is not believed yet
+        self.surprise = 0.0  # see LinkEstimator
         self.burst_bytes = 0.0
         self.emptied_at = float("-inf")
         self._readings: deque[tuple[float, float]] = deque(maxlen=_TRANSFERS)  # seconds a byte, bytes
@@ -127,7 +127,7 @@ class _Direction:
                     self._readings.append(last)
         self._readings.append((rate, nbytes))
         self.seconds_per_byte = middle = _weighted_median(self._readings)
-        self.surprised = abs(rate - middle) > _same_within(middle, nbytes)
+        self.surprise = rate / middle - 1 if abs(rate - middle) > _same_within(middle, nbytes) else 0.0
         if len(self._readings) > 1:
             self.spread = statistics.median(abs(each - middle) for each, _ in self._readings) / middle
 
@@ -237,9 +237,12 @@ class LinkEstimator:
             return self._reading(self._clock())
 
     @property
-    def surprised(self) -> bool:
-        """Whether the last reading of the uplink was so different that it is believed only if another agrees."""
-        return self._up.surprised
+    def surprise(self) -> float:
+        """By what share a byte took longer at the last reading of the uplink, which is believed if another agrees.
+
+        Below 0 if it was quicker; 0 if it was as before.
+        """
+        return self._up.surprise
 
     @property
     def age_seconds(self) -> float:

@@ -27,10 +27,12 @@ _LAST_RETRY_SECONDS = 8.0
 _CALL_SECONDS = 10.0
 _ASK_WITHIN_SECONDS = 2.0
 _PROBE_PERIOD_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 60.0  # a link that is hardly one is looked at once a minute all the same
+_DOUBT_SECONDS = 2.0  # until a reading that surprises is repeated
 _PROBE_SHARE = 0.008  # of the link's time that probes may take; with all else on an idle link it stays below 1 %
 _CREDIT_SECONDS = 60.0  # of probing that was not needed, and may be made up for when the link changes
 _PROBE_BYTES = 2 * MEASURABLE_BYTES
-_LEAST_PROBE_BYTES, _LARGEST_PROBE_BYTES = 16 << 10, 1 << 20
+_LARGEST_PROBE_BYTES = 1 << 20
 _THIN_SECONDS_PER_BYTE = _PROBE_PERIOD_SECONDS * _PROBE_SHARE / (2 * _PROBE_BYTES)
 _CHECK_BYTES, _CHECK_SECONDS = 8 << 10, 0.02  # beyond what goes through at once: enough for a clock
 _PROBE_SECONDS, _LEAST_PROBE_SECONDS = 0.025, 1e-4  # of a probe that is long enough for a clock, and of any
@@ -185,9 +187,11 @@ class Monitor:
             pause = _PROBE_PERIOD_SECONDS
             if not self._is_quiet():
                 pause = _BUSY_SECONDS
-            elif self.link.age_seconds >= _PROBE_PERIOD_SECONDS:
+            elif self.link.age_seconds >= _PROBE_PERIOD_SECONDS or self.link.surprise:
                 try:
-                    pause = max(pause, self._pay(self._measure()))
+                    pause = min(max(pause, self._pay(self._measure())), _LONGEST_PAUSE_SECONDS)
+                    if self.link.surprise:
+                        pause = _DOUBT_SECONDS
                     if self.link.reading is not None:  # it may have been forgotten meanwhile
                         self._measured.set()
                 except (OffloadError, ValueError) as error:
@@ -219,12 +223,12 @@ class Monitor:
         if before is not None and is_thin:
             sent = int(before.free_bytes + max(_CHECK_BYTES, _CHECK_SECONDS / before.seconds_per_byte))
         first = (sent, self._probe_up(sent))
-        if not is_thin or self.link.surprised or not self.link.check(*first):
+        if not is_thin or self.link.surprise or not self.link.check(*first):
             sent += self._follow_up(first, self._probe_up, down=False)
-            if self.link.surprised:
+            if self.link.surprise < 0:  # nothing makes a link look quicker than it is; if slower, it may be in use
                 sent += self._follow_up(first, self._probe_up, down=False)
         reading = self.link.reading
-        taken = max(time.monotonic() - started, sent * reading.seconds_per_byte if reading else 0.0)
+        taken = sent * reading.seconds_per_byte if reading else time.monotonic() - started
         if self._measured_times % _TIMES_A_DOWNLINK == 0:
             self._follow_up((_PROBE_BYTES, self._probe_down(_PROBE_BYTES)), self._probe_down, down=True)
         self._measured_times += 1
@@ -238,8 +242,8 @@ class Monitor:
             probe: Carries so many bytes; gives the seconds.
             down: Whether the downlink is probed.
         """
-        wanted = first[0] * _PROBE_SECONDS / max(first[1], _LEAST_PROBE_SECONDS)
-        size = sent = int(min(max(wanted, _LEAST_PROBE_BYTES), _LARGEST_PROBE_BYTES))
+        scale = max(_PROBE_SECONDS / max(first[1], _LEAST_PROBE_SECONDS), 1.0)
+        size = sent = int(min(first[0] * scale, _LARGEST_PROBE_BYTES))
         seconds = probe(size)
         if seconds < _SURE_SECONDS:  # a delay of some milliseconds would show, and delays only ever add
             seconds, sent = min(seconds, probe(size)), 2 * size
