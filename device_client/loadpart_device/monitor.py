@@ -190,7 +190,7 @@ class Monitor:
             elif self.link.age_seconds >= _PROBE_PERIOD_SECONDS or self.link.surprise:
                 try:
                     pause = min(max(pause, self._pay(self._measure())), _LONGEST_PAUSE_SECONDS)
-                    if self.link.surprise:
+                    if self.link.surprise and pause < _LONGEST_PAUSE_SECONDS:
                         pause = _DOUBT_SECONDS
                     if self.link.reading is not None:  # it may have been forgotten meanwhile
                         self._measured.set()
@@ -255,13 +255,3 @@ class Monitor:
 
     def _probe_down(self, nbytes: int) -> float:
         return self._server.probe(b"", _CALL_SECONDS, response_bytes=nbytes)
-
-    def _measure_pair(self, probe: Callable[[int], float], *, down: bool) -> int:
-        """Probes twice in a row, and a third time where the link is quick; gives the bytes that it took."""
-        first = probe(_PROBE_BYTES)
-        size = int(_PROBE_BYTES * min(max(_PROBE_SECONDS / max(first, 1e-4), 1.0), _LARGEST_PROBE_BYTES / _PROBE_BYTES))
-        second, sent = probe(size), _PROBE_BYTES + size
-        if second < _SURE_SECONDS:  # a delay of some milliseconds would show, and delays only ever add
-            second, sent = min(second, probe(size)), sent + size
-        self.link.record_pair((_PROBE_BYTES, first), (size, second), down=down)
-        return sent
