@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
 from collections import Counter
 from dataclasses import astuple, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pytest
 from benchmarks.comparison import analysis, grid, report, traces
 from benchmarks.comparison.grid import IDLE, Condition, Load
 from benchmarks.comparison.records import Measured, Moment, Sample, Traced, Writer, read
+from benchmarks.daemon import Daemon, daemon
+
+from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,6 +171,68 @@ def test_a_change_counts_from_when_it_could_be_known() -> None:
     assert fall.costs[:3] == [2.0, 2.0, 1.0]
     assert (rise.blind, rise.best, rise.second) == (4, "offload", 1.0), "alone, it had to wait for a probe"
     assert (load.blind, load.second) == (1, 2.5), "and here it was late"
+
+
+def answered(server: Daemon) -> float:
+    """How many requests a server has answered well."""
+    with urllib.request.urlopen(server.metrics, timeout=10) as response:
+        found = re.findall(
+            r'^loadpart_edge_requests_total{.*code="OK".*} (\S+)$', response.read().decode(), re.MULTILINE
+        )
+    return sum(map(float, found))
+
+
+def test_other_devices_ask_as_often_as_told_and_fail_aloud(store: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.comparison.others"]
+    with daemon("--store", str(store), "--threads", "1", "--metrics-listen", "127.0.0.1:0", "--models", "tiny") as own:
+        others = subprocess.Popen(
+            [*command, own.target, "tiny"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"LOADPART_EDGE_STORE": str(store)},
+        )  # fmt: skip
+        assert others.stdin is not None
+        assert answered(own) == 0
+        others.stdin.write("0.1 1\n")
+        others.stdin.flush()
+        eventually(lambda: answered(own) > 20, "requests come")
+        others.stdin.write("0.0 1\n")
+        others.stdin.flush()
+        before = [answered(own)]
+
+        def settled() -> bool:
+            before.append(answered(own))
+            return before[-1] == before[-2]
+
+        eventually(settled, "and stop")
+        others.stdin.write("0.1 2\n")
+        others.stdin.flush()
+        eventually(lambda: answered(own) > before[-1], "and come again")
+    _, errors = others.communicate(timeout=60)
+    assert others.returncode == 1, "the server has gone"
+    assert "UnavailableError" in errors
+
+
+def test_an_outside_process_takes_the_share_it_is_told() -> None:
+    core = min(os.sched_getaffinity(0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.comparison.outside", str(core)], stdin=subprocess.PIPE, text=True
+    )
+    watched = psutil.Process(process.pid)
+    assert process.stdin is not None
+    process.stdin.write("0.3\n")
+    process.stdin.flush()
+    eventually(lambda: watched.cpu_times().user > 0.2, "it is busy")
+    assert watched.cpu_affinity() == [core]
+    process.stdin.write("0\n")
+    process.stdin.flush()
+
+    def rests() -> bool:
+        before = watched.cpu_times().user
+        time.sleep(0.3)  # six of its periods
+        return watched.cpu_times().user == before
+
+    eventually(rests, "it rests")
+    process.communicate(timeout=60)  # ends with its input
+    assert process.returncode == 0
 
 
 def test_the_report_is_written_from_the_results(tmp_path: Path) -> None:
