@@ -102,7 +102,8 @@ def run(
         rounds=f"for {kind.seconds:.0f} s, at least {LEAST_ROUNDS} and at most {MOST_ROUNDS}; all arms once in each",
         device="one core, CPU quota " + ", ".join(f"{share:.1%} ({about}x)" for about, share in SHARES.items()),
         server="the other core, one worker with one thread",
-        clients=f"{DEVICES_A_NETWORK * len(NETWORKS)} other devices, as many for each network: images at random times",
+        clients=f"{DEVICES_A_NETWORK * len(NETWORKS)} other devices, as many for each network: images at random times, "
+        "the same for all arms of a round",
         outside="a process on the server's core, of higher priority (nice "
         f"{OUTSIDE_NICE}), that is busy for that share of every 50 ms; two at 200 %",
     )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.testbed import Link
     from loadpart_common.latency import LatencyModel
     from loadpart_common.tensors import Array
+    from loadpart_device.policies import ServerLoad
 
 POLICIES = ("load-aware", "bandwidth-only", "paper")
 SHARES = {4: 0.25, 8: 0.15}
@@ -38,15 +39,17 @@ SHARES = {4: 0.25, 8: 0.15}
 OUTSIDE_NICE = -5
 """A server may have more important things to do: at equal priority a process never takes more than half of a core."""
 
-LEAST_ROUNDS, MOST_ROUNDS = 5, 40
+LEAST_ROUNDS, MOST_ROUNDS = 4, 40
 _WARM_ROUNDS = 1
 _SETTLE_SECONDS = 2.0
 _FACTOR_RUNS = 5
+_LEAD_SECONDS = (1.0, 2.5)  # of a load before an inference that meets it
+_DRAIN_SECONDS, _DRAINED_SECONDS = 30.0, 0.02
 _START_MEGABITS = 64
 _FORGOTTEN_SECONDS = 2.5 * BACKLOG_WINDOW_SECONDS
 
 
-class ServerLoad:
+class LoadSource:
     """What keeps the server busy: other devices, and processes on its core that are not the daemon."""
 
     def __init__(self, target: str, core: int, wrapper: Sequence[str]) -> None:
@@ -110,6 +113,13 @@ class Device:
     factor: float
     clients: dict[str, OffloadClient]
     arms: dict[str, Callable[[], Sample]]
+
+    @property
+    def load(self) -> ServerLoad:
+        """The server's load, as load-aware expects it."""
+        load = self.clients["load-aware"].load
+        assert load is not None  # it is known once the client is ready
+        return load
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +227,7 @@ def _fixed_arm(client: OffloadClient, cut: int, image: Array) -> Callable[[], Sa
     return infer_fixed
 
 
-def settle(slow: Device, wire: Link, load: ServerLoad, megabits: float, level: Load, seed: int) -> None:
+def settle(slow: Device, wire: Link, load: LoadSource, megabits: float, level: Load, seed: int) -> None:
     """Sets link and load, and waits until the device has taken notice."""
     wire.shape(_START_MEGABITS)
     load.set(IDLE, seed)
@@ -233,6 +243,18 @@ def settle(slow: Device, wire: Link, load: ServerLoad, megabits: float, level: L
             run_alone(infer)
 
 
+def replay(slow: Device, load: LoadSource, level: Load, seed: int, lead_seconds: float) -> None:
+    """Waits until the server has nothing to do, and has its load begin anew, the same for the same seed."""
+    load.set(IDLE, seed)
+    end = time.perf_counter() + _DRAIN_SECONDS
+    while slow.load.backlog_seconds > _DRAINED_SECONDS:
+        if time.perf_counter() > end:
+            raise RuntimeError(f"the server still had {slow.load.backlog_seconds:.3f} s to do after {_DRAIN_SECONDS} s")
+        time.sleep(0.02)
+    load.set(level, seed)
+    time.sleep(lead_seconds)
+
+
 def run_alone(infer: Callable[[], Sample]) -> Sample:
     """Runs an inference, and waits until the server has forgotten it: no other arm must take it for someone's load."""
     sample = infer()
@@ -241,9 +263,12 @@ def run_alone(infer: Callable[[], Sample]) -> Sample:
 
 
 def measure(
-    slow: Device, condition: Condition, wire: Link, load: ServerLoad, seconds: float, on_round: Callable[[float], None]
+    slow: Device, condition: Condition, wire: Link, load: LoadSource, seconds: float, on_round: Callable[[float], None]
 ) -> Measured:
     """Runs all arms in turn, in an order drawn anew for each round.
+
+    Where other devices load the server, all arms of a round meet the same: the devices get the same frames at the same
+    times again before each of them. Else an arm that had to wait for someone's large network would look bad for it.
 
     Args:
         slow: The device.
@@ -260,10 +285,12 @@ def measure(
     slow_downs, backlogs = [], []
     started = time.perf_counter()
     for number in range(1, MOST_ROUNDS + 1):
+        lead = rng.uniform(*_LEAD_SECONDS)
         for arm in rng.sample(list(slow.arms), len(slow.arms)):
+            if condition.load.source == "clients" and condition.load.level and arm != "local":
+                replay(slow, load, condition.load, seed * MOST_ROUNDS + number, lead)
+            told = slow.load
             arms[arm].append(run_alone(slow.arms[arm]))
-            told = slow.clients["load-aware"].load
-            assert told is not None
             slow_downs.append(told.slow_down)
             backlogs.append(told.backlog_seconds)
         passed = time.perf_counter() - started
@@ -274,9 +301,9 @@ def measure(
 
 
 @contextlib.contextmanager
-def server_load(target: str, wrapper: Sequence[str]) -> Iterator[ServerLoad]:
+def server_load(target: str, wrapper: Sequence[str]) -> Iterator[LoadSource]:
     """What loads a server on the last core, ended with the block."""
-    made = ServerLoad(target, sorted(os.sched_getaffinity(0))[-1], wrapper)
+    made = LoadSource(target, sorted(os.sched_getaffinity(0))[-1], wrapper)
     try:
         yield made
     finally:

@@ -15,7 +15,7 @@ from benchmarks.comparison.records import Moment, Traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.comparison.measure import Device, ServerLoad
+    from benchmarks.comparison.measure import Device, LoadSource
     from benchmarks.testbed import Link
 
 _BUSY = Load("clients", 2.0)
@@ -102,7 +102,7 @@ def quick() -> list[Trace]:
     return [Trace("short steps", "bandwidth, then load", "squeezenet", 4, 30, world)]
 
 
-def run(trace: Trace, slow: Device, wire: Link, load: ServerLoad, on_moment: Callable[[float], None]) -> Traced:
+def run(trace: Trace, slow: Device, wire: Link, load: LoadSource, on_moment: Callable[[float], None]) -> Traced:
     """Has all arms infer in turn while the world changes."""
     _, megabits, level = trace.world[0]
     settle(slow, wire, load, megabits, level, 0)
