@@ -62,7 +62,7 @@ def connect(server: Daemon, cache: str, policy: str | int = "local") -> OffloadC
 def megabits(client: OffloadClient, *, down: bool = False) -> float:
     reading = client.link
     assert reading is not None
-    return 8e-6 / (reading.down_seconds_per_byte if down else reading.seconds_per_byte)
+    return 8e-6 / reading.down_seconds_per_byte if down else reading.megabits
 
 
 def rates(wire: Link, server: Daemon, cache: str) -> list[float]:

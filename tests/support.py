@@ -47,6 +47,16 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
         time.sleep(0.01)
 
 
+class Clock:
+    """A clock that goes when it is told to, in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class RawClient:
     """Speaks the protocol without the SDK, as a stranger would."""
 

@@ -104,6 +104,9 @@ def test_results_are_read_as_written_and_a_cut_line_is_passed_over(tmp_path: Pat
     with path.open("a", encoding="utf-8") as file:
         file.write('{"kind": "condition", "arms"')
     results = read(path)
+    Writer(path).close()
+    assert read(path) == results
+    assert path.read_text(encoding="utf-8").endswith("\n"), "what is added now begins a line of its own"
     assert results.how == {"machine": "one", "part": 1}
     assert [each.device_factor for each in results.measured] == [4.0, 5.0]
     assert results.traced == [traced, traced]

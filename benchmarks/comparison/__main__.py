@@ -25,6 +25,7 @@ from benchmarks.comparison.measure import (
     MOST_ROUNDS,
     OUTSIDE_NICE,
     SHARES,
+    START_MEGABITS,
     Folders,
     device,
     measure,
@@ -151,7 +152,7 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
         jobs = sorted(everything, key=lambda job: (NETWORKS.index(job.network), job.slow_down))
         for (network, slow_down), group in groupby(jobs, key=lambda job: (job.network, job.slow_down)):
             progress.update(task, description=f"{network}, device {slow_down}x slower")
-            wire.shape(64)
+            wire.shape(START_MEGABITS)
             with device(server.target, network, slow_down, folders) as slow:
                 for job in group:
                     progress.update(task, description=str(job))

@@ -22,6 +22,7 @@ from benchmarks.testbed import slow_device
 from loadpart_common.machine import Measurements
 from loadpart_common.wire import BACKLOG_WINDOW_SECONDS
 from loadpart_device import OffloadClient
+from loadpart_device.policies import ADAPTIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,20 +33,20 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
     from loadpart_device.policies import ServerLoad
 
-POLICIES = ("load-aware", "bandwidth-only", "paper")
 SHARES = {4: 0.25, 8: 0.15}
 """Of a core that a device has which is about so many times slower."""
 
 OUTSIDE_NICE = -5
 """A server may have more important things to do: at equal priority a process never takes more than half of a core."""
 
+START_MEGABITS = 64
+"""Rate of the link while a device is set up."""
+
 LEAST_ROUNDS, MOST_ROUNDS = 4, 40
-_WARM_ROUNDS = 1
 _SETTLE_SECONDS = 2.0
 _FACTOR_RUNS = 5
 _LEAD_SECONDS = (1.0, 2.5)  # of a load before an inference that meets it
 _DRAIN_SECONDS, _DRAINED_SECONDS = 30.0, 0.02
-_START_MEGABITS = 64
 _FORGOTTEN_SECONDS = 2.5 * BACKLOG_WINDOW_SECONDS
 
 
@@ -173,7 +174,7 @@ def device(target: str, network: str, slow_down: int, folders: Folders) -> Itera
         Measurements(1, latency).save_model(_slowed(Measurements(1, folders.latency).model(), factor))
         clients = {
             policy: client(policy, latency, folders.decisions / f"{network}-{slow_down}-{policy}.jsonl")
-            for policy in POLICIES
+            for policy in ADAPTIVE
         }
         whole = fixed.graph.whole
         splits = sorted({point.cut for each in clients.values() for point in each.plans} - {0, whole})
@@ -208,7 +209,7 @@ def _arm(client: OffloadClient, image: Array) -> Callable[[], Sample]:
         timings = result.timings
         return Sample(
             timings.total, result.plan.cut, timings.network, timings.queue, timings.tail, result.plan.predicted_seconds,
-            8e-6 / link.seconds_per_byte if link else None,
+            link.megabits if link else None,
         )  # fmt: skip
 
     return infer
@@ -229,7 +230,7 @@ def _fixed_arm(client: OffloadClient, cut: int, image: Array) -> Callable[[], Sa
 
 def settle(slow: Device, wire: Link, load: LoadSource, megabits: float, level: Load, seed: int) -> None:
     """Sets link and load, and waits until the device has taken notice."""
-    wire.shape(_START_MEGABITS)
+    wire.shape(START_MEGABITS)
     load.set(IDLE, seed)
     time.sleep(0.5)
     wire.shape(megabits)
@@ -238,9 +239,8 @@ def settle(slow: Device, wire: Link, load: LoadSource, megabits: float, level: L
         client.network_changed()
         client.wait_ready()
     time.sleep(_SETTLE_SECONDS)
-    for _ in range(_WARM_ROUNDS):
-        for infer in slow.arms.values():
-            run_alone(infer)
+    for infer in slow.arms.values():
+        run_alone(infer)
 
 
 def replay(slow: Device, load: LoadSource, level: Load, seed: int, lead_seconds: float) -> None:

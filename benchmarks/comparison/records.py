@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,10 +111,12 @@ class Results:
 
 
 class Writer:
-    """Adds to a file of results; what is there is kept."""
+    """Adds to a file of results; what is there is kept, but for a last line that was cut short."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def how(self, **how: Any) -> None:
@@ -152,20 +155,22 @@ def read(path: Path) -> Results:
 
 
 def _take(results: Results, version: int, kind: str, document: dict[str, Any]) -> None:
-    match version, kind:
-        case 1, "how":
+    if version != FORMAT:
+        raise ValueError(f"expected format {FORMAT}, got {version!r}")
+    match kind:
+        case "how":
             results.how |= document
-        case 1, "condition":
+        case "condition":
             load = Load(**document["condition"].pop("load"))
             condition = Condition(load=load, **document.pop("condition"))
             arms = {arm: [Sample(**each) for each in samples] for arm, samples in document.pop("arms").items()}
             results.measured.append(Measured(condition=condition, arms=arms, **document))
-        case 1, "trace":
+        case "trace":
             world = [(at, megabits, Load(**load)) for at, megabits, load in document.pop("world")]
             moments = [Moment(each["at"], each["arm"], Sample(**each["sample"])) for each in document.pop("moments")]
             results.traced.append(Traced(world=world, moments=moments, **document))
         case _:
-            raise ValueError(f"unknown kind {kind!r} of format {version!r}")
+            raise ValueError(f"unknown kind {kind!r}")
 
 
 def _rounded(value: Any) -> Any:

@@ -187,7 +187,7 @@ def _adaptations(followed: Sequence[analysis.Adaptation]) -> str:
 
 
 def _trace_means(traced: Traced) -> str:
-    arms = list(dict.fromkeys(moment.arm for moment in sorted(traced.moments, key=lambda moment: moment.arm)))
+    arms = sorted({moment.arm for moment in traced.moments})
     seconds = {arm: analysis.totals(each.sample for each in traced.moments if each.arm == arm) for arm in arms}
     rows = [
         (arm, f"{each.mean() * 1e3:.0f}", f"{np.median(each) * 1e3:.0f}", str(len(each)))

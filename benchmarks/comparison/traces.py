@@ -111,7 +111,7 @@ def run(trace: Trace, slow: Device, wire: Link, load: LoadSource, on_moment: Cal
     ahead = list(trace.world)
     rng = random.Random(0)
     started = time.perf_counter()
-    while (now := time.perf_counter() - started) < trace.seconds:
+    while time.perf_counter() - started < trace.seconds:
         for arm in rng.sample(list(slow.arms), len(slow.arms)):
             now = time.perf_counter() - started
             due = [change for change in ahead if change[0] <= now]

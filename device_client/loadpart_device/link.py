@@ -60,13 +60,17 @@ class LinkReading(NamedTuple):
     spread: float = 1.0
     naive_bytes_per_second: float = 0.0
 
+    @property
+    def megabits(self) -> float:
+        """Bandwidth of the uplink in Mbit/s."""
+        return 8e-6 / max(self.seconds_per_byte, 1e-12)
+
     def reply_seconds(self, nbytes: float) -> float:
         """Seconds that an answer of so many bytes takes beyond the round trip."""
         return max(nbytes - self.down_free_bytes, 0.0) * self.down_seconds_per_byte
 
     def __str__(self) -> str:
-        megabits = 8e-6 / max(self.seconds_per_byte, 1e-12)
-        return f"{megabits:.3g} Mbit/s, round trip {self.round_trip_seconds * 1e3:.2g} ms"
+        return f"{self.megabits:.3g} Mbit/s, round trip {self.round_trip_seconds * 1e3:.2g} ms"
 
 
 class _Direction:
