@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import psutil
 import pytest
 from benchmarks.comparison import analysis, grid, report, traces
 from benchmarks.comparison.grid import IDLE, Condition, Load
+from benchmarks.comparison.others import first_frames
 from benchmarks.comparison.records import Measured, Moment, Sample, Traced, Writer, read
 from benchmarks.daemon import Daemon, daemon
 
@@ -128,18 +130,34 @@ def test_what_is_no_result_is_refused(tmp_path: Path, line: str) -> None:
 
 def test_figures() -> None:
     each = measured(load_aware=0.11)
-    assert analysis.oracle(each) == "local"
-    assert analysis.regret(each) == pytest.approx(0.1)
-    assert analysis.reduction(each, "bandwidth-only") == pytest.approx(1 - 0.11 / 0.4)
+    assert analysis.oracle(each) == analysis.oracle(each, analysis.own) == "local"
+    assert analysis.regret(each, analysis.own) == pytest.approx(0.1)
+    assert analysis.regret(each) == 0.0, "it took the best cut"
+    assert analysis.reduction(each, "bandwidth-only", analysis.own) == pytest.approx(1 - 0.11 / 0.4)
+    here, there = (0.1 + 0.11) / 2, (0.4 + 0.4 + 0.2) / 3
+    assert analysis.reduction(each, "bandwidth-only") == pytest.approx(1 - here / there)
     middle, low, high = analysis.median(each, "offload")
     assert low < middle < high
     assert middle == pytest.approx(0.4, rel=0.02)
-    assert analysis.ratio_interval(each, "offload", "local") == pytest.approx((4.0, 4.0))
+    assert analysis.ratio_interval(each, "offload", "local", analysis.own) == pytest.approx((4.0, 4.0))
+
+
+def test_a_decision_costs_what_its_cut_took_in_that_round() -> None:
+    arms = {
+        "local": samples([1.0, 2.0], WHOLE),
+        "offload": samples([4.0, 6.0], 0),
+        "load-aware": [*samples([3.0], WHOLE), *samples([8.0], 0)],
+    }
+    each = Measured(CONDITION, WHOLE, 4.1, 1.1, 0.3, arms)
+    assert list(analysis.decided(each, "load-aware")) == [2.0, 7.0]
+    assert list(analysis.decided(each, "local")) == [2.0, 2.0]
+    assert list(analysis.own(each, "load-aware")) == [3.0, 8.0]
 
 
 def test_losses_are_told_with_a_reason() -> None:
     results = [measured(), measured(load_aware=0.3, cut=0), measured(load_aware=0.12)]
-    first, second = analysis.losses(results)
+    assert [loss.measured for loss in analysis.losses(results)] == results[1:2]
+    first, second = analysis.losses(results, analysis.own)
     assert first.share == pytest.approx(2.0)
     assert first.better == "local"
     assert "took cuts 0 (20); the others' inferences +200%; predicted over measured 0.90" in first.reason
@@ -214,6 +232,16 @@ def test_other_devices_ask_as_often_as_told_and_fail_aloud(store: Path) -> None:
     assert "UnavailableError" in errors
 
 
+@pytest.mark.parametrize(("level", "busy"), [(0.05, 0.05), (0.5, 0.47), (2.0, 1.0)])
+def test_other_devices_begin_as_they_are_in_the_long_run(level: float, busy: float) -> None:
+    tails = [0.01, 0.01, 0.02, 0.02, 0.1, 0.1]
+    found = [first_frames(level / sum(tails), tails, f"{seed}") for seed in range(400)]
+    share = sum(min(each) == 0.0 for each in found) / len(found)  # whose first frame waits or is in work
+    assert share == pytest.approx(busy, abs=0.06)
+    assert first_frames(0.0, tails, "0") == [math.inf] * len(tails)
+    assert first_frames(level, tails, "0") == first_frames(level, tails, "0")
+
+
 def test_an_outside_process_takes_the_share_it_is_told() -> None:
     core = min(os.sched_getaffinity(0))
     process = subprocess.Popen(
@@ -221,17 +249,27 @@ def test_an_outside_process_takes_the_share_it_is_told() -> None:
     )
     watched = psutil.Process(process.pid)
     assert process.stdin is not None
-    process.stdin.write("0.3\n")
-    process.stdin.flush()
-    eventually(lambda: watched.cpu_times().user > 0.2, "it is busy")
+
+    def taken() -> float:
+        return sum(watched.cpu_times()[:2])
+
+    with subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"]) as rival:
+        process.stdin.write("0.3\n")
+        process.stdin.flush()
+        eventually(lambda: taken() > 0.2, "it is busy")
+        before, started = taken(), time.monotonic()
+        eventually(lambda: taken() > before + 0.6, "it goes on")
+        share = (taken() - before) / (time.monotonic() - started)
+        rival.kill()
+    assert share == pytest.approx(0.3, rel=0.3), "though someone else wants that core"
     assert watched.cpu_affinity() == [core]
     process.stdin.write("0\n")
     process.stdin.flush()
 
     def rests() -> bool:
-        before = watched.cpu_times().user
+        before = taken()
         time.sleep(0.3)  # six of its periods
-        return watched.cpu_times().user == before
+        return taken() == before
 
     eventually(rests, "it rests")
     process.communicate(timeout=60)  # ends with its input

@@ -106,7 +106,7 @@ def run(
         clients=f"{DEVICES_A_NETWORK * len(NETWORKS)} other devices, as many for each network: images at random times, "
         "the same for all arms of a round",
         outside="a process on the server's core, of higher priority (nice "
-        f"{OUTSIDE_NICE}), that is busy for that share of every 50 ms; two at 200 %",
+        f"{OUTSIDE_NICE}), that takes that share of its time, in slices of 50 ms; two at 200 %",
     )
     try:
         _run(kind, wanted, courses, writer)

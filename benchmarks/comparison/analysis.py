@@ -1,4 +1,9 @@
-"""Figures of what was measured. Latencies of a condition are means over its inferences, unless called medians."""
+"""Figures of what was measured.
+
+The latency of an arm in a condition is a mean over rounds, and comes in two kinds. By `decided`, an arm is charged for
+its decisions: what an inference takes depends on its cut and on the world, not on who chose the cut, so each round's
+inferences of one cut are taken together. By `own`, only for its own inferences: the plain mean, with all their noise.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from benchmarks.comparison.records import Measured, Sample, Traced
     from loadpart_common.tensors import Array
 
+    Latencies = Callable[[Measured, str], Array]
+
 _RESAMPLES = 2000
 _NEAR_SECONDS, _STEP = 6.0, 1.5
 _KNOWN = 0.25  # by which a reading of the link may be off
@@ -35,9 +42,26 @@ def totals(samples: Iterable[Sample]) -> Array:
     return np.array([sample.total for sample in samples])
 
 
-def mean(measured: Measured, arm: str) -> float:
+def own(measured: Measured, arm: str) -> Array:
+    """Latencies of an arm's inferences in seconds, shape (rounds,)."""
+    return totals(measured.arms[arm])
+
+
+def decided(measured: Measured, arm: str) -> Array:
+    """Latencies of an arm's decisions in seconds, shape (rounds,).
+
+    That of a round is the mean over all its inferences, of any arm, that took the same cut.
+    """
+    seconds = np.array([totals(samples) for samples in measured.arms.values()])
+    cuts = np.array([[sample.cut for sample in samples] for samples in measured.arms.values()])
+    same = cuts == cuts[list(measured.arms).index(arm)]
+    mean: Array = (seconds * same).sum(axis=0) / same.sum(axis=0)
+    return mean
+
+
+def mean(measured: Measured, arm: str, latencies: Latencies = decided) -> float:
     """Mean latency of an arm in seconds."""
-    return float(totals(measured.arms[arm]).mean())
+    return float(latencies(measured, arm).mean())
 
 
 def median(measured: Measured, arm: str) -> tuple[float, float, float]:
@@ -47,19 +71,19 @@ def median(measured: Measured, arm: str) -> tuple[float, float, float]:
     return float(np.median(seconds)), low, high
 
 
-def oracle(measured: Measured) -> str:
+def oracle(measured: Measured, latencies: Latencies = decided) -> str:
     """The best fixed cut of a condition."""
-    return min(filter(is_fixed, measured.arms), key=lambda arm: mean(measured, arm))
+    return min(filter(is_fixed, measured.arms), key=lambda arm: mean(measured, arm, latencies))
 
 
-def reduction(measured: Measured, baseline: str) -> float:
+def reduction(measured: Measured, baseline: str, latencies: Latencies = decided) -> float:
     """By what share load-aware is quicker than another arm."""
-    return 1 - mean(measured, "load-aware") / mean(measured, baseline)
+    return 1 - mean(measured, "load-aware", latencies) / mean(measured, baseline, latencies)
 
 
-def regret(measured: Measured) -> float:
+def regret(measured: Measured, latencies: Latencies = decided) -> float:
     """By what share load-aware is slower than the best fixed cut; below 0 where it is quicker."""
-    return mean(measured, "load-aware") / mean(measured, oracle(measured)) - 1
+    return mean(measured, "load-aware", latencies) / mean(measured, oracle(measured, latencies), latencies) - 1
 
 
 def varied(results: Sequence[Measured]) -> list[Measured]:
@@ -75,9 +99,9 @@ def interval(values: Array, statistic: Callable[..., Array]) -> tuple[float, flo
     return float(low), float(high)
 
 
-def ratio_interval(measured: Measured, arm: str, baseline: str) -> tuple[float, float]:
+def ratio_interval(measured: Measured, arm: str, baseline: str, latencies: Latencies = decided) -> tuple[float, float]:
     """The 95 % confidence interval of the ratio of two arms' mean latencies; rounds are resampled as pairs."""
-    pairs = np.array([totals(measured.arms[each]) for each in (arm, baseline)])
+    pairs = np.array([latencies(measured, each) for each in (arm, baseline)])
     rng = np.random.default_rng(0)
     rounds = rng.integers(0, pairs.shape[1], (_RESAMPLES, pairs.shape[1]))
     resampled = pairs[:, rounds].mean(axis=2)
@@ -106,14 +130,14 @@ class Loss:
     reason: str
 
 
-def losses(results: Sequence[Measured], share: float = WORSE) -> list[Loss]:
-    """All of them where it is by more than a share, the largest first."""
+def losses(results: Sequence[Measured], latencies: Latencies = decided) -> list[Loss]:
+    """All of them where it is by more than `WORSE`, the largest first."""
     found = []
     for measured in results:
-        better = min(("local", "offload"), key=lambda arm: mean(measured, arm))
-        excess = mean(measured, "load-aware") / mean(measured, better) - 1
-        if excess > share:
-            low, high = (edge - 1 for edge in ratio_interval(measured, "load-aware", better))
+        better = min(("local", "offload"), key=lambda arm: mean(measured, arm, latencies))
+        excess = mean(measured, "load-aware", latencies) / mean(measured, better, latencies) - 1
+        if excess > WORSE:
+            low, high = (edge - 1 for edge in ratio_interval(measured, "load-aware", better, latencies))
             found.append(Loss(measured, better, excess, low, high, reason(measured, better)))
     return sorted(found, key=lambda loss: -loss.share)
 

@@ -2,11 +2,14 @@
 
 Each device waits for a frame, sends it, and waits for the answer; of the frames that come meanwhile it keeps the
 newest. Frames come at random (a Poisson process), at the same rate to every device. Each line that is read is a level
-and a seed: the share of the server's time that all of them ask for together.
+and a seed: the share of the server's time that all of them ask for together. They begin as they are in the long run,
+some of them with a frame that waits: from an empty queue it would take half a minute to get there at 100 %.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 import os
 import random
 import sys
@@ -23,9 +26,13 @@ from loadpart_common.wire import CODECS
 from loadpart_device.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loadpart_common.tensors import Array
 
 DEVICES_A_NETWORK = 2
+_LONG_RUN_SECONDS = 60.0
+_APART_SECONDS = 0.002  # so that they come in this order
 _ANSWER_SECONDS = 120.0
 
 
@@ -41,11 +48,11 @@ class OtherDevice(threading.Thread):
         self._rate, self._due = 0.0, float("inf")
         self._random = random.Random()
 
-    def offer(self, rate: float, seed: str) -> None:
-        """Has frames come at a rate, in frames a second, from now on."""
+    def offer(self, rate: float, seed: str, first: float) -> None:
+        """Has frames come at a rate, in frames a second, from now on; the first one in so many seconds."""
         with self._changed:
             self._random = random.Random(seed)
-            self._rate, self._due = rate, self._next(time.monotonic(), rate)
+            self._rate, self._due = rate, time.monotonic() + first
             self._changed.notify()
 
     def run(self) -> None:
@@ -61,10 +68,35 @@ class OtherDevice(threading.Thread):
         with self._changed:
             while (wait := self._due - time.monotonic()) > 0:
                 self._changed.wait(min(wait, threading.TIMEOUT_MAX))
-            self._due = self._next(time.monotonic(), self._rate)  # what came meanwhile gave way to this one
+            # What came meanwhile gave way to this one.
+            self._due = time.monotonic() + self._random.expovariate(self._rate)
 
-    def _next(self, after: float, rate: float) -> float:
-        return after + self._random.expovariate(rate) if rate else float("inf")
+
+def first_frames(rate: float, tail_seconds: Sequence[float], seed: str) -> list[float]:
+    """Seconds until each device sends its next frame, at a moment when the queue is as it is in the long run.
+
+    Simulated: a server takes the frames one after the other, in the order in which they are sent. A device whose frame
+    waits at that moment sends it at once, in the order of the queue.
+
+    Args:
+        rate: Frames that come to a device, in frames a second.
+        tail_seconds: What a frame of each device takes the server.
+        seed: Of the random times.
+    """
+    if not rate:
+        return [math.inf] * len(tail_seconds)
+    rng = random.Random(seed)
+    sends = [(rng.expovariate(rate), device) for device in range(len(tail_seconds))]
+    heapq.heapify(sends)
+    free, ends = 0.0, [0.0] * len(tail_seconds)
+    while sends[0][0] < _LONG_RUN_SECONDS:
+        sent, device = heapq.heappop(sends)
+        free = ends[device] = max(free, sent) + tail_seconds[device]
+        heapq.heappush(sends, (max(free, sent + rng.expovariate(rate)), device))
+    waiting = sorted((end, device) for device, end in enumerate(ends) if end > _LONG_RUN_SECONDS)
+    first = {device: sent - _LONG_RUN_SECONDS for sent, device in sends}
+    first |= {device: place * _APART_SECONDS for place, (_, device) in enumerate(waiting)}
+    return [first[device] for device in range(len(tail_seconds))]
 
 
 def main(target: str, networks: list[str]) -> None:
@@ -77,11 +109,12 @@ def main(target: str, networks: list[str]) -> None:
         devices += [OtherDevice(target, network, image) for _ in range(DEVICES_A_NETWORK)]
     for device in devices:
         device.start()
-    seconds = sum(device.tail_seconds for device in devices)
+    tail_seconds = [device.tail_seconds for device in devices]
     for line in sys.stdin:
         level, seed = line.split()
-        for number, device in enumerate(devices):
-            device.offer(float(level) / seconds, f"{seed}-{number}")
+        rate = float(level) / sum(tail_seconds)
+        for number, (device, first) in enumerate(zip(devices, first_frames(rate, tail_seconds, seed), strict=True)):
+            device.offer(rate, f"{seed}-{number}", first)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A process that takes a share of a core, in slices; the share is read from standard input."""
+"""A process that takes a share of a core's time, in slices; the share is read from standard input."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def main(core: int) -> None:
             changed.wait()
             changed.clear()
             continue
-        started = time.monotonic()
-        while time.monotonic() - started < level[0] * _PERIOD_SECONDS:
+        ends = time.monotonic() + _PERIOD_SECONDS
+        spent = time.thread_time() + level[0] * _PERIOD_SECONDS  # its own time, however much others take meanwhile
+        while time.thread_time() < spent and (level[0] >= 1 or time.monotonic() < ends):
             pass
-        if level[0] < 1:
-            time.sleep((1 - level[0]) * _PERIOD_SECONDS)
+        if (rest := ends - time.monotonic()) > 0 and level[0] < 1:
+            time.sleep(rest)
 
 
 if __name__ == "__main__":
