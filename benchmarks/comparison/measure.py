@@ -43,10 +43,9 @@ OUTSIDE_NICE = -10
 START_MEGABITS = 64
 """Rate of the link while a device is set up."""
 
-LEAST_ROUNDS, MOST_ROUNDS = 4, 40
+LEAST_ROUNDS, MOST_ROUNDS = 5, 40
 _SETTLE_SECONDS = 2.0
 _FACTOR_RUNS = 5
-_LEAD_SECONDS = (0.7, 1.5)  # of a load before an inference that meets it: time to be told of
 _DRAIN_SECONDS, _DRAINED_SECONDS = 30.0, 0.02
 _FORGOTTEN_SECONDS = 2.5 * BACKLOG_WINDOW_SECONDS
 
@@ -284,17 +283,20 @@ def measure(
     rng = random.Random(seed)
     arms: dict[str, list[Sample]] = {arm: [] for arm in slow.arms}
     slow_downs, backlogs = [], []
+    has_others = condition.load.source == "clients" and condition.load.level > 0
     started = time.perf_counter()
     for number in range(1, MOST_ROUNDS + 1):
-        lead = rng.uniform(*_LEAD_SECONDS)
+        lead = rng.uniform(_FORGOTTEN_SECONDS, 2 * _FORGOTTEN_SECONDS)  # by then the arm before is forgotten
         for arm in rng.sample(list(slow.arms), len(slow.arms)):
-            if arm != "local":  # which meets no load
-                if condition.load.source == "clients" and condition.load.level:
-                    replay(slow, load, condition.load, seed * MOST_ROUNDS + number, lead)
-                told = slow.load
-                slow_downs.append(told.slow_down)
-                backlogs.append(told.backlog_seconds)
-            arms[arm].append(run_alone(slow.arms[arm]))
+            if arm == "local":  # meets no load
+                arms[arm].append(slow.arms[arm]())
+                continue
+            if has_others:
+                replay(slow, load, condition.load, seed * MOST_ROUNDS + number, lead)
+            told = slow.load
+            slow_downs.append(told.slow_down)
+            backlogs.append(told.backlog_seconds)
+            arms[arm].append(slow.arms[arm]() if has_others else run_alone(slow.arms[arm]))
         passed = time.perf_counter() - started
         on_round(min(max(passed / seconds, number / MOST_ROUNDS), number / LEAST_ROUNDS, 1.0))
         if number >= LEAST_ROUNDS and passed >= seconds:
