@@ -26,11 +26,12 @@ from benchmarks.daemon import export_missing
 from loadpart.v1 import offload_pb2
 from loadpart_common.cost import Plans, Point, Weights, lower_hull, points
 from loadpart_common.latency import Curves, shipped_model
+from loadpart_common.slowdown import SlowDown
 from loadpart_common.store import ModelStore
 from loadpart_device.link import LinkReading
 from loadpart_device.load import LoadFollower
 from loadpart_device.policies import BandwidthOnly, LoadAware, ServerLoad, World
-from loadpart_edge.load import ActiveDevices, Backlog, SlowDown
+from loadpart_edge.load import ActiveDevices, Backlog
 from loadpart_edge.status import is_large_change, least_gap_seconds
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Server:
         self.queue: deque[Job] = deque()
         self.running: Job | None = None
         self.started = 0.0
-        self.slow_down = SlowDown(lambda: simulation.now)
+        self.slow_down = SlowDown(3, lambda: simulation.now)
         self.means = Backlog(lambda: simulation.now)
         self.active = ActiveDevices(lambda: simulation.now)
         self.told_at, self.told, self.due = float("-inf"), 0.0, float("-inf")

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadpart.v1 import offload_pb2
+from loadpart_common.slowdown import SlowDown
 from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator
 from loadpart_device.load import LoadFollower
 from loadpart_device.policies import ServerLoad
-from loadpart_edge.load import ActiveDevices, Backlog, SlowDown
+from loadpart_edge.load import ActiveDevices, Backlog
 from tests.support import Clock
 
 
@@ -225,7 +226,7 @@ def test_a_reading_has_an_age() -> None:
 
 def test_slow_down_is_the_median_of_the_latest_and_falls_back() -> None:
     clock = Clock()
-    slow_down = SlowDown(clock)
+    slow_down = SlowDown(3, clock)
     assert slow_down.value == 1
     assert slow_down.age_seconds == float("inf")
     for ratio in (2.0, 3.0, 50.0):
@@ -236,9 +237,13 @@ def test_slow_down_is_the_median_of_the_latest_and_falls_back() -> None:
     for _ in range(2):  # of a canary
         slow_down.record(0.02, 0.02)
     assert slow_down.value == pytest.approx(1)
-    clock.now += 60
+    slow_down.record(0.1, 0.9)
+    clock.now += 9
+    slow_down.record(0.1, 0.4)
     slow_down.record(0.1, 0.4)
     assert slow_down.value == pytest.approx(4)
+    clock.now += 11
+    assert slow_down.value == 1, "nobody knows any more"
 
 
 def test_mean_backlog_is_a_mean_over_time() -> None:
@@ -305,7 +310,7 @@ def test_a_device_never_waits_for_itself() -> None:
 
 @given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(1e-6, 10)), max_size=50))
 def test_slow_down_is_never_below_one(readings: list[tuple[float, float]]) -> None:
-    slow_down = SlowDown(Clock())
+    slow_down = SlowDown(3, Clock())
     for predicted, measured in readings:
         slow_down.record(predicted, measured)
     assert slow_down.value >= 1

@@ -270,7 +270,8 @@ class Anchors:
     An observed run is never quicker than an idle one except for noise, and slower by any amount when the machine is
     loaded. So each anchor follows a low quantile of what is observed, by small steps of one size up and another down
     (stochastic approximation, Robbins and Monro 1951): an outlier moves it no more than any other run. It stays within
-    a quarter of what was measured, so that a load that lasts is not taken for the machine.
+    a quarter of what was measured, and runs that are slower than that say nothing: a load that lasts is not taken for
+    the machine.
 
     Attributes:
         seconds: The anchors now.
@@ -287,7 +288,7 @@ class Anchors:
 
     def observe(self, cut: int, seconds: float) -> bool:
         """Takes in what a run took; gives whether the anchors have changed enough to draw curves anew."""
-        if cut not in self.seconds:
+        if cut not in self.seconds or seconds > self._measured[cut] * _FARTHEST:
             return False
         step = math.exp(-_FALL) if seconds < self.seconds[cut] else math.exp(_RISE)
         low, high = self._measured[cut] / _FARTHEST, self._measured[cut] * _FARTHEST

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from loadpart_common.engine import EngineExecutor
 from loadpart_common.latency import Anchors, Curves
 from loadpart_common.machine import Measurements
+from loadpart_common.slowdown import SlowDown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
 
 _TIMED_RUNS = 3
-_RATIOS = 8
+_READINGS = 8  # of the slow-down
 
 Values = dict["Value", "Array"]
 
@@ -33,7 +32,6 @@ class LocalRuntime:
 
     Attributes:
         graph: The network.
-        slow_down: Measured over predicted seconds of the latest heads; 1 before there are any.
     """
 
     def __init__(
@@ -70,8 +68,7 @@ class LocalRuntime:
         self._model: LoadedModel | None = None
         self._ready: set[int] = {0}
         self._lock = threading.Lock()
-        self._ratios: deque[float] = deque(maxlen=_RATIOS)
-        self.slow_down = 1.0
+        self._slow_down = SlowDown(_READINGS)
         self._head_seconds = self._curves.head_seconds(self._anchors.seconds)
         self._builds: list[Future[None]] = []
 
@@ -84,6 +81,12 @@ class LocalRuntime:
     def ready_cuts(self) -> frozenset[int]:
         """Cuts whose heads are built and timed; cut 0 needs none."""
         return frozenset(self._ready)
+
+    @property
+    def slow_down(self) -> float:
+        """Measured over predicted seconds of the latest heads; 1 when there was none for some seconds."""
+        with self._lock:
+            return self._slow_down.value
 
     @property
     def head_seconds(self) -> Array:
@@ -123,8 +126,7 @@ class LocalRuntime:
         outputs, seconds = self._executor.run(self._run, self.graph.head(cut), inputs, batch)
         with self._lock:
             if (idle := self._anchors.seconds.get(cut)) is not None:
-                self._ratios.append(seconds / max(idle * batch, 1e-9))
-                self.slow_down = statistics.median(self._ratios)
+                self._slow_down.record(idle * batch, seconds)
                 if self._anchors.observe(cut, seconds / batch):
                     self._executor.submit(self._redraw)
         return outputs, seconds

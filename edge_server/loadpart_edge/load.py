@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import psutil
@@ -15,55 +14,9 @@ from loadpart_common.wire import BACKLOG_WINDOW_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FRESH_SECONDS = 1.0
-_LEAST_READINGS = 3
-_MOST_READINGS = 32
-_STALE_SECONDS = 10.0
 _LONG_WINDOW_SECONDS = 5.0
 _ACTIVE_SECONDS = 10.0
 _FULL = 0.95  # an occupancy beyond which the mean of some seconds is too coarse to divide by what is left
-
-
-class SlowDown:
-    """Measured over predicted time of tails, or of a canary that is run when there are none, in the recent past.
-
-    The median of the last second's readings, or of the last three when that second had fewer: enough to pass over one
-    odd run, few enough to follow a change within three. Without any reading for long it is 1 again.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._readings: deque[tuple[float, float]] = deque(maxlen=_MOST_READINGS)
-        self._median = 1.0
-        self._until = math.inf
-
-    def record(self, predicted: float, measured: float) -> None:
-        """Notes what a tail was predicted to take and what it took, in seconds."""
-        if predicted > 0:
-            self._readings.append((self._clock(), measured / predicted))
-            self._refresh()
-
-    @property
-    def value(self) -> float:
-        """The slow-down, at least 1: a lucky run makes no faster server."""
-        if self._clock() > self._until:
-            self._refresh()
-        return self._median
-
-    @property
-    def age_seconds(self) -> float:
-        """Seconds since the last reading; infinite before the first."""
-        return self._clock() - self._readings[-1][0] if self._readings else math.inf
-
-    def _refresh(self) -> None:
-        """Drops what has aged; the median is kept, since it is read several times as often as it changes."""
-        now = self._clock()
-        while self._readings and now - self._readings[0][0] > (
-            _FRESH_SECONDS if len(self._readings) > _LEAST_READINGS else _STALE_SECONDS
-        ):
-            self._readings.popleft()
-        self._median = max(1.0, statistics.median(ratio for _, ratio in self._readings)) if self._readings else 1.0
-        self._until = self._readings[0][0] + _FRESH_SECONDS if self._readings else math.inf
 
 
 class TimeMean:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loadpart_common.errors import InternalError, OffloadError, OverloadedError
-from loadpart_edge.load import Backlog, SlowDown
+from loadpart_common.slowdown import SlowDown
+from loadpart_edge.load import Backlog
 from loadpart_edge.messages import Done, Failed, Prepare, Prepared, Run
 from loadpart_edge.pool import WorkerProcess
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from loadpart_edge.pool import Answer
     from loadpart_edge.settings import Settings
 
+_READINGS = 3  # of the slow-down, if there were no more within a second
 _CANARY_SECONDS = 2.0
 _CANARY_SECONDS_SLOW = 0.3
 _CANARY_FIRST_RUNS = 4
@@ -119,7 +121,7 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
-        self.slow_down = SlowDown()
+        self.slow_down = SlowDown(_READINGS)
         self.backlog = Backlog()
         self.restarts = 0
 

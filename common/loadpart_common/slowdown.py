@@ -1,0 +1,69 @@
+"""How much slower than predicted a machine is at the moment."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FRESH_SECONDS = 1.0
+_MOST_READINGS = 32
+_STALE_SECONDS = 10.0
+
+
+class SlowDown:
+    """Measured over predicted time of what ran in the recent past.
+
+    The median of the last second's readings, or of the last few when that second had fewer. Without any reading for
+    long it is 1 again: nobody knows, and only what is tried is found out.
+    """
+
+    def __init__(self, readings: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Makes one.
+
+        Args:
+            readings: How many the last few are: three pass over one odd run, and follow a change within three.
+            clock: What tells the time, in seconds.
+        """
+        self._least = readings
+        self._clock = clock
+        self._readings: deque[tuple[float, float]] = deque(maxlen=_MOST_READINGS)
+        self._median = 1.0
+        self._until = math.inf
+
+    def record(self, predicted: float, measured: float) -> None:
+        """Notes what a run was predicted to take and what it took, in seconds."""
+        if predicted > 0:
+            self._readings.append((self._clock(), measured / predicted))
+            self._refresh()
+
+    @property
+    def value(self) -> float:
+        """The slow-down, at least 1: a lucky run makes no faster machine."""
+        if self._clock() > self._until:
+            self._refresh()
+        return self._median
+
+    @property
+    def age_seconds(self) -> float:
+        """Seconds since the last reading; infinite before the first."""
+        return self._clock() - self._readings[-1][0] if self._readings else math.inf
+
+    def _refresh(self) -> None:
+        """Drops what has aged; the median is kept, since it is read several times as often as it changes."""
+        now = self._clock()
+        while now > self._expiry():
+            self._readings.popleft()
+        self._median = max(1.0, statistics.median(ratio for _, ratio in self._readings)) if self._readings else 1.0
+        self._until = self._expiry()
+
+    def _expiry(self) -> float:
+        """When the oldest reading has aged."""
+        if not self._readings:
+            return math.inf
+        return self._readings[0][0] + (_FRESH_SECONDS if len(self._readings) > self._least else _STALE_SECONDS)
