@@ -44,6 +44,7 @@ START_MEGABITS = 64
 """Rate of the link while a device is set up."""
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 40
+_HOPELESS = 10  # times the quickest first inference: such a cut is not measured further
 _SETTLE_SECONDS = 2.0
 _FACTOR_RUNS = 5
 _DRAIN_SECONDS, _DRAINED_SECONDS = 30.0, 0.02
@@ -228,8 +229,8 @@ def _fixed_arm(client: OffloadClient, cut: int, image: Array) -> Callable[[], Sa
     return infer_fixed
 
 
-def settle(slow: Device, wire: Link, load: LoadSource, megabits: float, level: Load, seed: int) -> None:
-    """Sets link and load, and waits until the device has taken notice."""
+def settle(slow: Device, wire: Link, load: LoadSource, megabits: float, level: Load, seed: int) -> dict[str, Sample]:
+    """Sets link and load, waits until the device has taken notice, and gives a first inference of each arm."""
     wire.shape(START_MEGABITS)
     load.set(IDLE, seed)
     time.sleep(0.5)
@@ -239,8 +240,7 @@ def settle(slow: Device, wire: Link, load: LoadSource, megabits: float, level: L
         client.network_changed()
         client.wait_ready()
     time.sleep(_SETTLE_SECONDS)
-    for infer in slow.arms.values():
-        run_alone(infer)
+    return {arm: run_alone(infer) for arm, infer in slow.arms.items()}
 
 
 def replay(slow: Device, load: LoadSource, level: Load, seed: int, lead_seconds: float) -> None:
@@ -279,15 +279,18 @@ def measure(
         on_round: Called after each round with the share that is done.
     """
     seed = sum(str(condition).encode())
-    settle(slow, wire, load, condition.megabits, condition.load, seed)
+    first = settle(slow, wire, load, condition.megabits, condition.load, seed)
+    quickest = min(sample.total for sample in first.values())
+    arms: dict[str, list[Sample]] = {
+        arm: [] for arm in slow.arms if not arm.startswith("cut ") or first[arm].total < _HOPELESS * quickest
+    }
     rng = random.Random(seed)
-    arms: dict[str, list[Sample]] = {arm: [] for arm in slow.arms}
     slow_downs, backlogs = [], []
     has_others = condition.load.source == "clients" and condition.load.level > 0
     started = time.perf_counter()
     for number in range(1, MOST_ROUNDS + 1):
         lead = rng.uniform(_FORGOTTEN_SECONDS, 2 * _FORGOTTEN_SECONDS)  # by then the arm before is forgotten
-        for arm in rng.sample(list(slow.arms), len(slow.arms)):
+        for arm in rng.sample(list(arms), len(arms)):
             if arm == "local":  # meets no load
                 arms[arm].append(slow.arms[arm]())
                 continue

@@ -28,7 +28,7 @@ _KINDS_OF_LATENCY = (
     "What an inference takes depends on its cut and on the world at that moment, not on who chose the cut. So “by "
     "decision” counts in each round the mean over all inferences that took the cut which the policy took: two policies "
     "that take the same cut are equally quick. “Own inferences only” is the plain mean, with all its noise: a slow "
-    "device that computes alone takes a third longer now and then, and there may be four rounds only."
+    "device that computes alone takes a third longer now and then, and there may be a handful of rounds only."
 )
 _FINDINGS = Path(__file__).with_name("findings.md")
 
