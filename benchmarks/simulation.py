@@ -82,7 +82,7 @@ class Server:
         self.queue: deque[Job] = deque()
         self.running: Job | None = None
         self.started = 0.0
-        self.slow_down = SlowDown(3, lambda: simulation.now)
+        self.slow_down = SlowDown(lambda: simulation.now)
         self.means = Backlog(lambda: simulation.now)
         self.active = ActiveDevices(lambda: simulation.now)
         self.told_at, self.told, self.due = float("-inf"), 0.0, float("-inf")

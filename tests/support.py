@@ -47,6 +47,13 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
         time.sleep(0.01)
 
 
+def rests(reading: Callable[[], float], seconds: float = 0.3) -> bool:
+    """Whether a reading stays the same for a while: that nothing happens is seen only by looking on."""
+    before = reading()
+    time.sleep(seconds)
+    return reading() == before
+
+
 class Clock:
     """A clock that goes when it is told to, in seconds."""
 

@@ -23,7 +23,7 @@ from benchmarks.comparison.others import first_frames
 from benchmarks.comparison.records import Measured, Moment, Sample, Traced, Writer, read
 from benchmarks.daemon import Daemon, daemon
 
-from tests.support import eventually
+from tests.support import eventually, rests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,16 +130,17 @@ def test_what_is_no_result_is_refused(tmp_path: Path, line: str) -> None:
 
 def test_figures() -> None:
     each = measured(load_aware=0.11)
-    assert analysis.oracle(each) == analysis.oracle(each, analysis.own) == "local"
-    assert analysis.regret(each, analysis.own) == pytest.approx(0.1)
-    assert analysis.regret(each) == 0.0, "it took the best cut"
-    assert analysis.reduction(each, "bandwidth-only", analysis.own) == pytest.approx(1 - 0.11 / 0.4)
+    decided = analysis.by_decision(each)
+    assert analysis.oracle(decided) == analysis.oracle(each) == "local"
+    assert analysis.regret(each) == pytest.approx(0.1)
+    assert analysis.regret(decided) == 0.0, "it took the best cut"
+    assert analysis.reduction(each, "bandwidth-only") == pytest.approx(1 - 0.11 / 0.4)
     here, there = (0.1 + 0.11) / 2, (0.4 + 0.4 + 0.2) / 3
-    assert analysis.reduction(each, "bandwidth-only") == pytest.approx(1 - here / there)
+    assert analysis.reduction(decided, "bandwidth-only") == pytest.approx(1 - here / there)
     middle, low, high = analysis.median(each, "offload")
     assert low < middle < high
     assert middle == pytest.approx(0.4, rel=0.02)
-    assert analysis.ratio_interval(each, "offload", "local", analysis.own) == pytest.approx((4.0, 4.0))
+    assert analysis.ratio_interval(each, "offload", "local") == pytest.approx((4.0, 4.0))
 
 
 def test_a_decision_costs_what_its_cut_took_in_that_round() -> None:
@@ -149,15 +150,17 @@ def test_a_decision_costs_what_its_cut_took_in_that_round() -> None:
         "load-aware": [*samples([3.0], WHOLE), *samples([8.0], 0)],
     }
     each = Measured(CONDITION, WHOLE, 4.1, 1.1, 0.3, arms)
-    assert list(analysis.decided(each, "load-aware")) == [2.0, 7.0]
-    assert list(analysis.decided(each, "local")) == [2.0, 2.0]
-    assert list(analysis.own(each, "load-aware")) == [3.0, 8.0]
+    decided = analysis.by_decision(each)
+    assert list(analysis.totals(decided.arms["load-aware"])) == [2.0, 7.0]
+    assert list(analysis.totals(decided.arms["local"])) == [2.0, 2.0]
+    assert list(analysis.totals(each.arms["load-aware"])) == [3.0, 8.0]
 
 
 def test_losses_are_told_with_a_reason() -> None:
     results = [measured(), measured(load_aware=0.3, cut=0), measured(load_aware=0.12)]
-    assert [loss.measured for loss in analysis.losses(results)] == results[1:2]
-    first, second = analysis.losses(results, analysis.own)
+    decided = [analysis.by_decision(each) for each in results]
+    assert [loss.measured for loss in analysis.losses(decided)] == decided[1:2]
+    first, second = analysis.losses(results)
     assert first.share == pytest.approx(2.0)
     assert first.better == "local"
     assert "took cuts 0 (20); the others' inferences +200%; predicted over measured 0.90" in first.reason
@@ -217,16 +220,11 @@ def test_other_devices_ask_as_often_as_told_and_fail_aloud(store: Path) -> None:
         eventually(lambda: answered(own) > 20, "requests come")
         others.stdin.write("0.0 1\n")
         others.stdin.flush()
-        before = [answered(own)]
-
-        def settled() -> bool:
-            before.append(answered(own))
-            return before[-1] == before[-2]
-
-        eventually(settled, "and stop")
+        eventually(lambda: rests(lambda: answered(own)), "and stop")
+        before = answered(own)
         others.stdin.write("0.1 2\n")
         others.stdin.flush()
-        eventually(lambda: answered(own) > before[-1], "and come again")
+        eventually(lambda: answered(own) > before, "and come again")
     _, errors = others.communicate(timeout=60)
     assert others.returncode == 1, "the server has gone"
     assert "UnavailableError" in errors
@@ -265,13 +263,7 @@ def test_an_outside_process_takes_the_share_it_is_told() -> None:
     assert watched.cpu_affinity() == [core]
     process.stdin.write("0\n")
     process.stdin.flush()
-
-    def rests() -> bool:
-        before = taken()
-        time.sleep(0.3)  # six of its periods
-        return taken() == before
-
-    eventually(rests, "it rests")
+    eventually(lambda: rests(taken), "it rests")
     process.communicate(timeout=60)  # ends with its input
     assert process.returncode == 0
 

@@ -226,7 +226,7 @@ def test_a_reading_has_an_age() -> None:
 
 def test_slow_down_is_the_median_of_the_latest_and_falls_back() -> None:
     clock = Clock()
-    slow_down = SlowDown(3, clock)
+    slow_down = SlowDown(clock)
     assert slow_down.value == 1
     assert slow_down.age_seconds == float("inf")
     for ratio in (2.0, 3.0, 50.0):
@@ -310,7 +310,7 @@ def test_a_device_never_waits_for_itself() -> None:
 
 @given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(1e-6, 10)), max_size=50))
 def test_slow_down_is_never_below_one(readings: list[tuple[float, float]]) -> None:
-    slow_down = SlowDown(3, Clock())
+    slow_down = SlowDown(Clock())
     for predicted, measured in readings:
         slow_down.record(predicted, measured)
     assert slow_down.value >= 1

@@ -1,15 +1,14 @@
 """Figures of what was measured.
 
-The latency of an arm in a condition is a mean over rounds, and comes in two kinds. By `decided`, an arm is charged for
-its decisions: what an inference takes depends on its cut and on the world, not on who chose the cut, so each round's
-inferences of one cut are taken together. By `own`, only for its own inferences: the plain mean, with all their noise.
+The latency of an arm in a condition is a mean over rounds. It is taken as measured, or `by_decision`: so that an arm
+answers for its decisions only, and not for the noise of its own inferences.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from benchmarks.comparison.records import Measured, Sample, Traced
     from loadpart_common.tensors import Array
-
-    Latencies = Callable[[Measured, str], Array]
 
 _RESAMPLES = 2000
 _NEAR_SECONDS, _STEP = 6.0, 1.5
@@ -42,26 +39,24 @@ def totals(samples: Iterable[Sample]) -> Array:
     return np.array([sample.total for sample in samples])
 
 
-def own(measured: Measured, arm: str) -> Array:
-    """Latencies of an arm's inferences in seconds, shape (rounds,)."""
-    return totals(measured.arms[arm])
+def by_decision(measured: Measured) -> Measured:
+    """The same with the latency of each inference replaced by the mean of all in its round that took the same cut.
 
-
-def decided(measured: Measured, arm: str) -> Array:
-    """Latencies of an arm's decisions in seconds, shape (rounds,).
-
-    That of a round is the mean over all its inferences, of any arm, that took the same cut.
+    What an inference takes depends on its cut and on the world at that moment, not on who chose the cut.
     """
     seconds = np.array([totals(samples) for samples in measured.arms.values()])
     cuts = np.array([[sample.cut for sample in samples] for samples in measured.arms.values()])
-    same = cuts == cuts[list(measured.arms).index(arm)]
-    mean: Array = (seconds * same).sum(axis=0) / same.sum(axis=0)
-    return mean
+    arms = {}
+    for (arm, samples), own_cuts in zip(measured.arms.items(), cuts, strict=True):
+        same = cuts == own_cuts
+        means = (seconds * same).sum(axis=0) / same.sum(axis=0)
+        arms[arm] = [replace(sample, total=float(mean)) for sample, mean in zip(samples, means, strict=True)]
+    return replace(measured, arms=arms)
 
 
-def mean(measured: Measured, arm: str, latencies: Latencies = decided) -> float:
+def mean(measured: Measured, arm: str) -> float:
     """Mean latency of an arm in seconds."""
-    return float(latencies(measured, arm).mean())
+    return float(totals(measured.arms[arm]).mean())
 
 
 def median(measured: Measured, arm: str) -> tuple[float, float, float]:
@@ -71,19 +66,19 @@ def median(measured: Measured, arm: str) -> tuple[float, float, float]:
     return float(np.median(seconds)), low, high
 
 
-def oracle(measured: Measured, latencies: Latencies = decided) -> str:
+def oracle(measured: Measured) -> str:
     """The best fixed cut of a condition."""
-    return min(filter(is_fixed, measured.arms), key=lambda arm: mean(measured, arm, latencies))
+    return min(filter(is_fixed, measured.arms), key=lambda arm: mean(measured, arm))
 
 
-def reduction(measured: Measured, baseline: str, latencies: Latencies = decided) -> float:
+def reduction(measured: Measured, baseline: str) -> float:
     """By what share load-aware is quicker than another arm."""
-    return 1 - mean(measured, "load-aware", latencies) / mean(measured, baseline, latencies)
+    return 1 - mean(measured, "load-aware") / mean(measured, baseline)
 
 
-def regret(measured: Measured, latencies: Latencies = decided) -> float:
+def regret(measured: Measured) -> float:
     """By what share load-aware is slower than the best fixed cut; below 0 where it is quicker."""
-    return mean(measured, "load-aware", latencies) / mean(measured, oracle(measured, latencies), latencies) - 1
+    return mean(measured, "load-aware") / mean(measured, oracle(measured)) - 1
 
 
 def varied(results: Sequence[Measured]) -> list[Measured]:
@@ -99,9 +94,9 @@ def interval(values: Array, statistic: Callable[..., Array]) -> tuple[float, flo
     return float(low), float(high)
 
 
-def ratio_interval(measured: Measured, arm: str, baseline: str, latencies: Latencies = decided) -> tuple[float, float]:
+def ratio_interval(measured: Measured, arm: str, baseline: str) -> tuple[float, float]:
     """The 95 % confidence interval of the ratio of two arms' mean latencies; rounds are resampled as pairs."""
-    pairs = np.array([latencies(measured, each) for each in (arm, baseline)])
+    pairs = np.array([totals(measured.arms[each]) for each in (arm, baseline)])
     rng = np.random.default_rng(0)
     rounds = rng.integers(0, pairs.shape[1], (_RESAMPLES, pairs.shape[1]))
     resampled = pairs[:, rounds].mean(axis=2)
@@ -130,14 +125,14 @@ class Loss:
     reason: str
 
 
-def losses(results: Sequence[Measured], latencies: Latencies = decided) -> list[Loss]:
+def losses(results: Sequence[Measured]) -> list[Loss]:
     """All of them where it is by more than `WORSE`, the largest first."""
     found = []
     for measured in results:
-        better = min(("local", "offload"), key=lambda arm: mean(measured, arm, latencies))
-        excess = mean(measured, "load-aware", latencies) / mean(measured, better, latencies) - 1
+        better = min(("local", "offload"), key=lambda arm: mean(measured, arm))
+        excess = mean(measured, "load-aware") / mean(measured, better) - 1
         if excess > WORSE:
-            low, high = (edge - 1 for edge in ratio_interval(measured, "load-aware", better, latencies))
+            low, high = (edge - 1 for edge in ratio_interval(measured, "load-aware", better))
             found.append(Loss(measured, better, excess, low, high, reason(measured, better)))
     return sorted(found, key=lambda loss: -loss.share)
 

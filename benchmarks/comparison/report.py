@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from benchmarks.comparison.records import read
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from benchmarks.comparison.analysis import Latencies
     from benchmarks.comparison.records import Measured, Results, Traced
 
 REPORT, FOLDER, RESULTS = "benchmarks.md", "benchmarks", "results.jsonl"
@@ -40,8 +40,9 @@ def write(output: Path) -> str:
         ValueError: The file of results is something else.
     """
     results = read(output / FOLDER / RESULTS)
-    drawn = pictures.draw(results, output / FOLDER)
-    headline = _headline(results)
+    decided = replace(results, measured=[analysis.by_decision(each) for each in results.measured])
+    drawn = pictures.draw(decided, output / FOLDER)
+    headline = _headline(results, decided)
     parts = [
         "# Benchmarks",
         "Written by `make bench`; do not edit. Raw results, a line for each condition and trace: "
@@ -52,7 +53,7 @@ def write(output: Path) -> str:
         "## How it was measured",
         _how(results),
         *(f"## {title}\n\n![{title}]({FOLDER}/{name})" for name, title in drawn.items()),
-        *_tables(results),
+        *_tables(results, decided),
         "## Losses that were found and mended",
         _FINDINGS.read_text(encoding="utf-8").strip(),
     ]
@@ -64,10 +65,10 @@ def _how(results: Results) -> str:
     return _table(("", ""), ((name, str(value)) for name, value in results.how.items()))
 
 
-def _headline(results: Results) -> str:
+def _headline(results: Results, decided: Results) -> str:
     rows: list[tuple[str, ...]] = []
-    if measured := results.measured:
-        figures, plain = (_figures(measured, each) for each in (analysis.decided, analysis.own))
+    if results.measured:
+        figures, plain = _figures(decided.measured), _figures(results.measured)
         rows += [
             (name, value, other, wanted) for (name, value, wanted), (_, other, _) in zip(figures, plain, strict=True)
         ]
@@ -86,30 +87,28 @@ def _headline(results: Results) -> str:
     return _table(("figure", "by decision", "own inferences only", "wanted"), rows)
 
 
-def _figures(measured: Sequence[Measured], latencies: Latencies) -> list[tuple[str, str, str]]:
-    regrets = np.array([analysis.regret(each, latencies) for each in measured])
-    gains = [(name, _gain(own, latencies)) for name in NETWORKS if (own := _of(measured, name))]
+def _figures(measured: Sequence[Measured]) -> list[tuple[str, str, str]]:
+    regrets = np.array([analysis.regret(each) for each in measured])
+    gains = [(name, _gain(own)) for name in NETWORKS if (own := _of(measured, name))]
     return [
-        *_reductions(f"load of {_share(VARIED)} and more", analysis.varied(measured), latencies, wanted=True),
-        *_reductions("all loads", measured, latencies, wanted=False),
+        *_reductions(f"load of {_share(VARIED)} and more", analysis.varied(measured), wanted=True),
+        *_reductions("all loads", measured, wanted=False),
         ("regret against the best fixed cut, mean", _share(regrets.mean()), f"at most {_share(WANTED_REGRET)}"),
         ("95th percentile", _share(np.percentile(regrets, 95)), f"at most {_share(WANTED_REGRET_95)}"),
         (
             f"conditions where it is over {_share(analysis.WORSE)} slower than the better of local and offload",
-            f"{len(analysis.losses(measured, latencies))} of {len(measured)}",
+            f"{len(analysis.losses(measured))} of {len(measured)}",
             "0",
         ),
-        ("gain over `paper`, mean", _share(_gain(measured, latencies)), "above 0"),
+        ("gain over `paper`, mean", _share(_gain(measured)), "above 0"),
         ("by network", ", ".join(f"{name} {_share(gain)}" for name, gain in gains), "none below 0"),
     ]
 
 
-def _reductions(
-    what: str, measured: Sequence[Measured], latencies: Latencies, *, wanted: bool
-) -> list[tuple[str, str, str]]:
+def _reductions(what: str, measured: Sequence[Measured], *, wanted: bool) -> list[tuple[str, str, str]]:
     if not measured:
         return []
-    gains = np.array([analysis.reduction(each, "bandwidth-only", latencies) for each in measured])
+    gains = np.array([analysis.reduction(each, "bandwidth-only") for each in measured])
     low, high = analysis.interval(gains, np.mean)
     best = measured[int(gains.argmax())]
     return [
@@ -126,9 +125,9 @@ def _reductions(
     ]
 
 
-def _gain(measured: Sequence[Measured], latencies: Latencies) -> float:
+def _gain(measured: Sequence[Measured]) -> float:
     """Share of the mean latency that load-aware saves against the paper's policy."""
-    ours, theirs = (sum(analysis.mean(each, arm, latencies) for each in measured) for arm in ("load-aware", "paper"))
+    ours, theirs = (sum(analysis.mean(each, arm) for each in measured) for arm in ("load-aware", "paper"))
     return 1 - ours / theirs
 
 
@@ -136,16 +135,16 @@ def _of(measured: Sequence[Measured], network: str) -> list[Measured]:
     return [each for each in measured if each.condition.network == network]
 
 
-def _tables(results: Results) -> Iterable[str]:
+def _tables(results: Results, decided: Results) -> Iterable[str]:
     if results.measured:
         yield "## Every condition"
         yield (
             "Median latency in ms with its 95 % confidence interval (bootstrap), and for load-aware the regret of the "
             "mean. “server” is the slow-down and the mean backlog that the server told."
         )
-        yield _conditions(results.measured)
+        yield _conditions(results.measured, decided.measured)
         yield "## Losses to the better of local and offload"
-        yield _losses(results.measured)
+        yield _losses(decided.measured)
     for traced in results.traced:
         yield f"## Trace “{traced.name}”"
         yield _trace_means(traced)
@@ -157,14 +156,14 @@ def _tables(results: Results) -> Iterable[str]:
             yield _adaptations(followed)
 
 
-def _conditions(measured: Sequence[Measured]) -> str:
+def _conditions(measured: Sequence[Measured], decided: Sequence[Measured]) -> str:
     arms = ("local", "offload", "bandwidth-only", "paper", "load-aware")
     header = ("network", "Mbit/s", "device", "load", "server", *arms, "best fixed", "regret", "rounds")
-    return _table(header, (_condition(each, arms) for each in measured))
+    return _table(header, (_condition(*each, arms) for each in zip(measured, decided, strict=True)))
 
 
-def _condition(measured: Measured, arms: Sequence[str]) -> tuple[str, ...]:
-    condition, best = measured.condition, analysis.oracle(measured)
+def _condition(measured: Measured, decided: Measured, arms: Sequence[str]) -> tuple[str, ...]:
+    condition, best = measured.condition, analysis.oracle(decided)
     cells = []
     for arm in (*arms, best):
         middle, low, high = (1e3 * seconds for seconds in analysis.median(measured, arm))
@@ -173,7 +172,7 @@ def _condition(measured: Measured, arms: Sequence[str]) -> tuple[str, ...]:
     return (
         condition.network, str(condition.megabits), f"{measured.device_factor:.1f}x", str(condition.load),
         f"{measured.slow_down:.1f}x, {measured.backlog_seconds * 1e3:.0f} ms", *cells,
-        _share(analysis.regret(measured)), str(len(measured.arms["load-aware"])),
+        _share(analysis.regret(decided)), str(len(measured.arms["load-aware"])),
     )  # fmt: skip
 
 

@@ -288,10 +288,12 @@ class Anchors:
 
     def observe(self, cut: int, seconds: float) -> bool:
         """Takes in what a run took; gives whether the anchors have changed enough to draw curves anew."""
-        if cut not in self.seconds or seconds > self._measured[cut] * _FARTHEST:
+        if cut not in self.seconds:
+            return False
+        low, high = self._measured[cut] / _FARTHEST, self._measured[cut] * _FARTHEST
+        if seconds > high:
             return False
         step = math.exp(-_FALL) if seconds < self.seconds[cut] else math.exp(_RISE)
-        low, high = self._measured[cut] / _FARTHEST, self._measured[cut] * _FARTHEST
         self.seconds[cut] = min(max(self.seconds[cut] * step, low), high)
         if abs(self.seconds[cut] / self._told[cut] - 1) < _WORTH_TELLING:
             return False

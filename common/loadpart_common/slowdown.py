@@ -23,12 +23,12 @@ class SlowDown:
     long it is 1 again: nobody knows, and only what is tried is found out.
     """
 
-    def __init__(self, readings: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, readings: int = 3) -> None:
         """Makes one.
 
         Args:
-            readings: How many the last few are: three pass over one odd run, and follow a change within three.
             clock: What tells the time, in seconds.
+            readings: How many the last few are: three pass over one odd run, and follow a change within three.
         """
         self._least = readings
         self._clock = clock

@@ -68,7 +68,7 @@ class LocalRuntime:
         self._model: LoadedModel | None = None
         self._ready: set[int] = {0}
         self._lock = threading.Lock()
-        self._slow_down = SlowDown(_READINGS)
+        self._slow_down = SlowDown(readings=_READINGS)
         self._head_seconds = self._curves.head_seconds(self._anchors.seconds)
         self._builds: list[Future[None]] = []
 

@@ -219,9 +219,8 @@ class Monitor:
         for _ in range(3 if before is None else 1):
             self._closing.wait(_QUIET_SECONDS)
             self.link.record(0, 0, self._server.probe(b"", _CALL_SECONDS))
-        sent, is_thin = _PROBE_BYTES, False
-        if before is not None and before.seconds_per_byte > _THIN_SECONDS_PER_BYTE:
-            is_thin = True
+        sent = _PROBE_BYTES
+        if is_thin := before is not None and before.seconds_per_byte > _THIN_SECONDS_PER_BYTE:
             sent = int(before.free_bytes + max(_CHECK_BYTES, _CHECK_SECONDS / before.seconds_per_byte))
         first = (sent, self._probe_up(sent))
         if not is_thin or self.link.surprise or not self.link.check(*first):

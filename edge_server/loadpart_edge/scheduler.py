@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from loadpart_edge.pool import Answer
     from loadpart_edge.settings import Settings
 
-_READINGS = 3  # of the slow-down, if there were no more within a second
 _CANARY_SECONDS = 2.0
 _CANARY_SECONDS_SLOW = 0.3
 _CANARY_FIRST_RUNS = 4
@@ -121,7 +120,7 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
-        self.slow_down = SlowDown(_READINGS)
+        self.slow_down = SlowDown()
         self.backlog = Backlog()
         self.restarts = 0
 
