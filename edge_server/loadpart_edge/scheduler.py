@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -27,9 +28,11 @@ _CANARY_SECONDS = 2.0
 _CANARY_SECONDS_SLOW = 0.3
 _CANARY_FIRST_RUNS = 4
 _CANARY_TOLERANCE = 1.5
+_CANARY_ROW_SECONDS = 0.1
 _SLOW = 1.1
 """A canary runs when no tail has for a while: soon when the last ones were slow, so that the server is not thought
-loaded for longer than it is."""
+loaded for longer than it is, and several times in a row then. What else runs on a core takes it in slices, and a short
+run meets one of them or none; a row meets as many for its length as a long tail does."""
 
 _ATTEMPTS = 2
 """Workers that may die over one job; after that it is the job that kills them."""
@@ -265,19 +268,30 @@ class Scheduler:
         """
         if self._canary is None:
             return
-        expected = self._canary_seconds * _CANARY_TOLERANCE
+        expected = dict.fromkeys((0.0, _CANARY_ROW_SECONDS), self._canary_seconds * _CANARY_TOLERANCE)
         for _ in range(_CANARY_FIRST_RUNS):
             await asyncio.sleep(_CANARY_SECONDS_SLOW)
-            if (seconds := await self._run_canary(self._canary)) is not None:
-                expected = min(expected, seconds)
+            for row in expected:
+                if (seconds := await self._run_canary(self._canary, row)) is not None:
+                    expected[row] = min(expected[row], seconds)
         while True:
-            period = _CANARY_SECONDS_SLOW if self.slow_down.value > _SLOW else _CANARY_SECONDS
+            is_slow = self.slow_down.value > _SLOW
+            period, row = (_CANARY_SECONDS_SLOW, _CANARY_ROW_SECONDS) if is_slow else (_CANARY_SECONDS, 0.0)
             await asyncio.sleep(max(period - self.slow_down.age_seconds, _CANARY_SECONDS_SLOW))
-            if self.slow_down.age_seconds >= period and (seconds := await self._run_canary(self._canary)) is not None:
-                self.slow_down.record(expected, seconds)
+            if self.slow_down.age_seconds < period:
+                continue
+            if (seconds := await self._run_canary(self._canary, row)) is not None:
+                self.slow_down.record(expected[row], seconds)
                 self._changed()
 
-    async def _run_canary(self, canary: Prepare) -> float | None:
+    async def _run_canary(self, canary: Prepare, row_seconds: float) -> float | None:
+        """Mean seconds of runs of the canary that together take so long, or until there is a job; None without any."""
+        took: list[float] = []
+        while (not took or sum(took) < row_seconds) and (seconds := await self._run_canary_once(canary)) is not None:
+            took.append(seconds)
+        return statistics.mean(took) if took else None
+
+    async def _run_canary_once(self, canary: Prepare) -> float | None:
         """Seconds of a run of the canary; None when no worker is idle, or it did not run."""
         idle = [seat for seat in self._seats if seat.worker is not None and not seat.busy]
         if not idle or self._queue:

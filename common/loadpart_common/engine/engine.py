@@ -196,6 +196,9 @@ class Engine:
     def idle_seconds(self, model: LoadedModel, segment: Segment, *, runs: int) -> float:
         """Seconds that a segment takes for one item: the median of some runs on random values, built first if need be.
 
+        There is a pause before each but the first. Inferences have others' work between them: one right after another
+        is quicker.
+
         Raises:
             ModelError: MindSpore cannot compile it.
         """
@@ -205,8 +208,9 @@ class Engine:
         rng = np.random.default_rng(0)
         arrays = [(rng.random(spec.concrete(batch)) * 100).astype(spec.dtype) for spec in specs]
         seconds = []
-        for _ in range(runs):
-            time.sleep(_PAUSE_SECONDS)  # inferences have others' work between them: one right after another is quicker
+        for number in range(runs):
+            if number:
+                time.sleep(_PAUSE_SECONDS)
             started = time.perf_counter()
             compiled.run(arrays)
             seconds.append(time.perf_counter() - started)
