@@ -3,7 +3,8 @@
 For each network, at cut 0 and at a cut in the middle: end-to-end time less the head's and the tail's own, as medians
 of runs that take turns with probes of the same size. The device runs on one core, the server on the other. What the
 bytes need is what a probe of that size takes longer than an empty one, in the same run and under the same conditions;
-an empty probe is what a call costs that does nothing.
+an empty probe is what a call costs that does nothing. Beside it stands what a bare gRPC server and one worker process
+take beyond computing, with the same bytes and as much work as the tail, and nothing of the project in between.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
+from benchmarks.echo import echo
 from loadpart_common.zoo import NETWORKS
 from loadpart_device import OffloadClient
 from loadpart_device.server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadpart_common.tensors import Array
 
 ROUNDS = 40
@@ -42,13 +46,17 @@ def main() -> None:
     os.sched_setaffinity(0, {cores[0]})
     table = Table(
         "network", "cut", "kB", "end to end", "head", "tail", "beyond computing", "bytes", "overhead", "within",
-        "an empty call",
+        "an empty call", "bare echo", "bare less bytes",
         title=f"milliseconds, medians of {ROUNDS}; device on core {cores[0]}, server on core {cores[-1]}",
         header_style="bold",
     )  # fmt: skip
     decisions: list[float] = []
     worst = 0.0
-    with daemon("--threads", "1", cores={cores[-1]}) as server, tempfile.TemporaryDirectory() as cache:
+    with (
+        daemon("--threads", "1", cores={cores[-1]}) as server,
+        echo(cores[-1]) as bare,
+        tempfile.TemporaryDirectory() as cache,
+    ):
         prober = Server(server.target, 256 << 20)
         for name in track(NETWORKS, description="measuring", console=console, transient=True):
             with OffloadClient(server.target, name, threads=1, cache=cache) as aware:
@@ -59,7 +67,7 @@ def main() -> None:
                     nbytes = aware.graph.cut(cut).nbytes()
                     with OffloadClient(server.target, name, threads=1, cache=cache, policy=cut) as client:
                         client.wait_ready()
-                        row = measure(client, prober, image, nbytes)
+                        row = measure(client, prober, bare, image, nbytes)
                     decisions += [aware.infer(image).timings.decide for _ in range(ROUNDS // 4)]
                     beyond = row["total"] - row["head"] - row["tail"]
                     bytes_need = max(0.0, row["probe"] - row["empty"])
@@ -68,6 +76,7 @@ def main() -> None:
                     table.add_row(
                         name, str(cut), f"{nbytes / 1e3:.0f}", *(f"{value:.2f}" for value in cells),
                         "yes" if beyond - bytes_need <= LIMIT_MILLISECONDS else "NO", f"{row['empty']:.2f}",
+                        f"{row['bare']:.2f}", f"{row['bare'] - bytes_need:.2f}",
                     )  # fmt: skip
         prober.close()
     console.print(conditions())
@@ -79,16 +88,20 @@ def main() -> None:
         sys.exit(1)
 
 
-def measure(client: OffloadClient, prober: Server, image: Array, nbytes: int) -> dict[str, float]:
-    """Medians in milliseconds: an inference and its parts, and probes with as many bytes and with none."""
+def measure(
+    client: OffloadClient, prober: Server, bare: Callable[[bytes, float], float], image: Array, nbytes: int
+) -> dict[str, float]:
+    """Medians in milliseconds: an inference and its parts, probes with as many bytes and with none, a bare echo."""
     payload = os.urandom(nbytes)
-    readings: dict[str, list[float]] = {key: [] for key in ("total", "head", "tail", "probe", "empty")}
+    readings: dict[str, list[float]] = {key: [] for key in ("total", "head", "tail", "probe", "empty", "bare")}
     client.infer(image)
     for _ in range(ROUNDS):
         timings = client.infer(image).timings
         readings["total"].append(timings.total)
         readings["head"].append(timings.head if timings.encode else 0.0)
         readings["tail"].append(timings.tail)
+        bare(payload, timings.tail)  # as an inference follows one, or a probe
+        readings["bare"].append(bare(payload, timings.tail))
         for key, body in (("probe", payload), ("empty", b"")):
             client.infer(image)  # leaves the caches as an inference finds them
             started = time.perf_counter()
