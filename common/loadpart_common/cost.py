@@ -83,12 +83,13 @@ class Plans:
         link, free = weights.seconds_per_byte, weights.free_bytes
         server = weights.server_slow_down * batch
         fixed = weights.fixed_seconds + weights.others_seconds
-        return [
-            head * device + (nbytes * batch - free) * link + tail * server + remote * fixed
-            if nbytes * batch > free
-            else head * device + tail * server + remote * fixed
-            for head, nbytes, tail, remote in self._rows
-        ]
+        costs = []
+        for head, nbytes, tail, remote in self._rows:
+            cost = head * device + tail * server + remote * fixed
+            if nbytes * batch > free:
+                cost += (nbytes * batch - free) * link
+            costs.append(cost)
+        return costs
 
     def choose(
         self, weights: Weights, batch: int = 1, *, current: int | None = None, threshold: float = 0.0
@@ -102,7 +103,7 @@ class Plans:
             threshold: Least gain that is worth a switch, as a share of the current plan's latency.
         """
         seconds = self.seconds(weights, batch)
-        best = min(range(len(seconds)), key=seconds.__getitem__)
+        best = seconds.index(min(seconds))
         kept = self._position.get(current) if current is not None else None
         if kept is not None and seconds[best] > seconds[kept] * (1 - threshold):
             best = kept

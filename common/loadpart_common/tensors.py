@@ -21,7 +21,7 @@ DTYPES = (
 )  # fmt: skip
 """Names of the element types that can cross a cut, as numpy calls them."""
 
-_ITEM_BYTES = {name: np.dtype(name).itemsize for name in DTYPES}
+_NUMPY_DTYPES = {name: np.dtype(name) for name in DTYPES}  # in the machine's byte order, as they cross
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class TensorSpec:
 
     def nbytes(self, batch: int) -> int:
         """Bytes of the tensor for `batch` items."""
-        return math.prod(self.concrete(batch)) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.concrete(batch)) * _NUMPY_DTYPES[self.dtype].itemsize
 
     def concrete(self, batch: int) -> tuple[int, ...]:
         """The shape with the batch size put in."""
@@ -60,17 +60,15 @@ def check_arrays(arrays: list[Array], specs: tuple[TensorSpec, ...], batch: int 
         expected = ", ".join(f"{spec.name}: {spec}" for spec in specs)
         raise InputError(f"expected {len(specs)} tensor(s) ({expected}), got {len(arrays)}")
     for array, spec in zip(arrays, specs, strict=True):
-        if array.dtype.name != spec.dtype:
-            raise InputError(f"tensor {spec.name!r}: expected dtype {spec.dtype}, got {array.dtype.name}")
-        fits = array.ndim == len(spec.shape) and all(
-            want in (BATCH, have) for want, have in zip(spec.shape, array.shape, strict=True)
-        )
+        if array.dtype != _NUMPY_DTYPES[spec.dtype]:
+            raise InputError(f"tensor {spec.name!r}: expected dtype {spec.dtype}, got {array.dtype}")
+        shape = array.shape
+        if spec.shape[:1] != (BATCH,):
+            fits = shape == spec.shape
+        elif fits := len(shape) > 0 and shape[1:] == spec.shape[1:]:
+            batch = shape[0] if batch is None else batch
+            if shape[0] != batch or batch < 1:
+                raise InputError(f"tensor {spec.name!r}: expected a batch of {max(batch, 1)}, got shape {list(shape)}")
         if not fits:
-            raise InputError(f"tensor {spec.name!r}: expected {spec}, got shape {list(array.shape)}")
-        if spec.shape and spec.shape[0] == BATCH:
-            batch = array.shape[0] if batch is None else batch
-            if array.shape[0] != batch or batch < 1:
-                raise InputError(
-                    f"tensor {spec.name!r}: expected a batch of {max(batch, 1)}, got shape {list(array.shape)}"
-                )
+            raise InputError(f"tensor {spec.name!r}: expected {spec}, got shape {list(shape)}")
     return 1 if batch is None else batch

@@ -5,10 +5,11 @@ A codec turns an array into bytes and back without loss; `raw` is the bytes them
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from google.protobuf import message_factory
@@ -38,8 +39,13 @@ BACKLOG_WINDOW_SECONDS = 0.3
 _MESSAGE_OVERHEAD_BYTES = 64 << 10
 _MAX_RANK = 32  # numpy's
 
-_NUMBER_BY_DTYPE = {name: offload_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
-_DTYPE_BY_NUMBER = {number: np.dtype(name) for name, number in _NUMBER_BY_DTYPE.items()}
+_NUMBER_BY_DTYPE = {np.dtype(name): offload_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
+_DTYPE_BY_NUMBER = {number: dtype for dtype, number in _NUMBER_BY_DTYPE.items()}
+
+_PREFIXES = 1024  # of tensors, kept: as many as there are cuts and outputs in use
+_LAYOUTS = 256
+_LARGEST_SKELETON_BYTES = 4096
+_WHOLE_BYTES = 32 << 10
 
 
 class Codec(ABC):
@@ -106,64 +112,123 @@ def with_tensors(message: Message, arrays: Iterable[Array], codec: Codec) -> byt
 
 def tensor_pieces(kind: type[Message], arrays: Iterable[Array], codec: Codec) -> list[Buffer]:
     """The field `tensors` of a kind of message, written, in pieces that may be the arrays' own memory."""
-    number = kind.DESCRIPTOR.fields_by_name["tensors"].number
     pieces: list[Buffer] = []
     for array in arrays:
-        head = offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[array.dtype.name], shape=array.shape).SerializeToString()
         data = codec.encode(array)
-        prefix = field_prefix(offload_pb2.Tensor.DATA_FIELD_NUMBER, len(data))
-        pieces += [field_prefix(number, len(head) + len(prefix) + len(data)), head, prefix, data]
+        pieces += (_tensor_prefix(kind, array.dtype, array.shape, len(data)), data)  # type: ignore[arg-type]
     return pieces
 
 
-def without_tensors(kind: type[M], data: bytes, *, default_codec: str = "raw") -> tuple[M, list[Array]]:
-    """Reads what `with_tensors` wrote: the message without its tensors, and these as arrays over the same bytes.
+@functools.lru_cache(_PREFIXES)
+def _tensor_prefix(kind: type[Message], dtype: np.dtype[Any], shape: tuple[int, ...], nbytes: int) -> bytes:
+    """What stands before a tensor's elements, which take so many bytes."""
+    head = offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[dtype], shape=shape).SerializeToString()
+    head += field_prefix(offload_pb2.Tensor.DATA_FIELD_NUMBER, nbytes)
+    return field_prefix(kind.DESCRIPTOR.fields_by_name["tensors"].number, len(head) + nbytes) + head
+
+
+def without_tensors(
+    kind: type[M], data: bytes, *, default_codec: str = "raw", whole_bytes: int = _WHOLE_BYTES
+) -> tuple[M, list[Array]]:
+    """Reads what `with_tensors` wrote: the message without its tensors, and these as arrays.
 
     Args:
         kind: Type of the message.
         data: The bytes.
         default_codec: Codec of the tensors when the message names none.
+        whole_bytes: The largest message that is parsed whole, tensors and all, since it is copied sooner than walked
+            over. The arrays of a larger one are over its own bytes, and its message may be shared: it is to be read.
 
     Raises:
         RequestError: The bytes are not such a message.
         InputError: The codec or an element type is unknown, a size negative, or the bytes do not fit the shape.
     """
-    number = kind.DESCRIPTOR.fields_by_name["tensors"].number
-    view = memoryview(data)
-    rest, tensors = [], []
     try:
-        for field, start, value, end in fields(view, 0, len(view)):
-            if field == number:
-                tensors.append((value, end))
-            else:
-                rest.append(view[start:end])
-        message = kind.FromString(b"".join(rest))
-        parsed = [_parse_tensor(view, start, end) for start, end in tensors]
+        if len(data) <= whole_bytes:
+            message = kind.FromString(data)
+            tensors = [(tensor, tensor.data) for tensor in message.tensors]  # type: ignore[attr-defined]
+            message.ClearField("tensors")
+        else:
+            layout = _layout(kind, data)
+            message, view = layout.message, memoryview(data)
+            tensors = [(tensor, view[start:end]) for tensor, start, end in layout.tensors]
     except (WireError, DecodeError) as error:
         raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}: {error}") from error
     codec = codec_named(getattr(message, "codec", default_codec))
-    return message, [_to_array(position, *tensor, codec) for position, tensor in enumerate(parsed)]
+    return message, [_to_array(position, *tensor, codec) for position, tensor in enumerate(tensors)]
 
 
-def _parse_tensor(view: memoryview, start: int, end: int) -> tuple[offload_pb2.Tensor, memoryview]:
-    """A tensor's type and shape, and its bytes where they are."""
-    rest, data = [], view[:0]
+class _Layout(NamedTuple, Generic[M]):
+    """What there is in a message beside the elements of its tensors.
+
+    Attributes:
+        message: The message without its tensors.
+        tensors: Each tensor without its elements, and where these start and end.
+        skeleton: All bytes that are no such elements: where they start and end, and what they are.
+    """
+
+    message: M
+    tensors: list[tuple[offload_pb2.Tensor, int, int]]
+    skeleton: list[tuple[int, int, bytes]]
+
+    def fits(self, data: bytes) -> bool:
+        """Whether another message of the same length has the same layout."""
+        for start, end, expected in self.skeleton:  # noqa: SIM110  # a generator would take as long again
+            if data[start:end] != expected:
+                return False
+        return True
+
+
+_layouts: dict[tuple[type[Message], int], _Layout[Any]] = {}
+
+
+def _layout(kind: type[M], data: bytes) -> _Layout[M]:
+    """The layout of a message; at once if the last one of that length had the same, as a device's requests have."""
+    key = (kind, len(data))
+    known = _layouts.get(key)
+    if known is not None and known.fits(data):
+        return known
+    layout = _read_layout(kind, memoryview(data))
+    if sum(len(expected) for _, _, expected in layout.skeleton) <= _LARGEST_SKELETON_BYTES:
+        if len(_layouts) >= _LAYOUTS:
+            _layouts.clear()
+        _layouts[key] = layout
+    return layout
+
+
+def _read_layout(kind: type[M], view: memoryview) -> _Layout[M]:
+    number = kind.DESCRIPTOR.fields_by_name["tensors"].number
+    rest, tensors = [], []
+    for field, start, value, end in fields(view, 0, len(view)):
+        if field == number:
+            tensors.append(_read_tensor(view, value, end))
+        else:
+            rest.append(view[start:end])
+    skeleton, position = [], 0
+    for _, start, end in [*tensors, (None, len(view), len(view))]:
+        skeleton.append((position, start, bytes(view[position:start])))
+        position = end
+    return _Layout(kind.FromString(b"".join(rest)), tensors, skeleton)
+
+
+def _read_tensor(view: memoryview, start: int, end: int) -> tuple[offload_pb2.Tensor, int, int]:
+    """A tensor's type and shape, and where its elements are."""
+    rest, data_start, data_end = [], end, end
     for field, field_start, value, field_end in fields(view, start, end):
         if field == offload_pb2.Tensor.DATA_FIELD_NUMBER:
-            data = view[value:field_end]
+            data_start, data_end = value, field_end
         else:
             rest.append(view[field_start:field_end])
-    return offload_pb2.Tensor.FromString(b"".join(rest)), data
+    return offload_pb2.Tensor.FromString(b"".join(rest)), data_start, data_end
 
 
-def _to_array(position: int, tensor: offload_pb2.Tensor, data: memoryview, codec: Codec) -> Array:
-    dtype = _DTYPE_BY_NUMBER.get(tensor.data_type)
+def _to_array(position: int, tensor: offload_pb2.Tensor, data: Buffer, codec: Codec) -> Array:
+    dtype, shape = _DTYPE_BY_NUMBER.get(tensor.data_type), tuple(tensor.shape)
     if dtype is None:
         raise InputError(f"tensor {position}: unknown data type {tensor.data_type}")
-    if len(tensor.shape) > _MAX_RANK:
-        raise InputError(f"tensor {position}: expected at most {_MAX_RANK} dimensions, got {len(tensor.shape)}")
-    shape = tuple(tensor.shape)
-    if any(size < 0 for size in shape):
+    if len(shape) > _MAX_RANK:
+        raise InputError(f"tensor {position}: expected at most {_MAX_RANK} dimensions, got {len(shape)}")
+    if shape and min(shape) < 0:
         raise InputError(f"tensor {position}: expected sizes of 0 or more, got shape {list(shape)}")
     try:
         return codec.decode(data, dtype, shape)

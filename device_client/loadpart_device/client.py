@@ -310,10 +310,9 @@ class OffloadClient:
             why = f"local after cut {cut.index}: {error}"
             return Choice(self._graph.whole, choice.predicted_seconds, lambda: why), None
         values.update(zip(self._graph.tail(cut.index).outputs, reply.outputs, strict=True))
-        self._monitor.heard(reply.status)
         self._monitor.served(reply.queue_seconds, reply.tail_seconds)
-        sent, received = (sum(array.nbytes for array in each) for each in (arrays, reply.outputs))
-        self._monitor.link.record(sent, received, reply.network_seconds)
+        self._monitor.heard(reply.status)
+        self._monitor.link.record(reply.sent_bytes, reply.received_bytes, reply.network_seconds)
         return choice, reply
 
     def _patience(self, cut: int, batch: int, started: float) -> float:

@@ -119,6 +119,11 @@ class _Direction:
         rate = self.seconds_per_byte
         return min(self.burst_bytes, (now - self.emptied_at) / rate) if rate else 0.0
 
+    @property
+    def full_at(self) -> float:
+        """When the bucket is full."""
+        return self.emptied_at + self.burst_bytes * (self.seconds_per_byte or 0.0)
+
     def _add(self, rate: float, nbytes: float) -> None:
         rate = max(rate, _LEAST_SECONDS_PER_BYTE)
         if len(self._readings) >= 2:
@@ -133,13 +138,13 @@ class _Direction:
         self.seconds_per_byte = middle = _weighted_median(self._readings)
         self.surprise = rate / middle - 1 if abs(rate - middle) > _same_within(middle, nbytes) else 0.0
         if len(self._readings) > 1:
-            self.spread = statistics.median(abs(each - middle) for each, _ in self._readings) / middle
+            self.spread = statistics.median([abs(each - middle) for each, _ in self._readings]) / middle
 
 
 def _weighted_median(readings: Iterable[tuple[float, float]]) -> float:
     """Median of rates, each of which counts as its bytes do: a delay of a millisecond hides in a long transfer."""
     ordered = sorted(readings)
-    half, passed = sum(nbytes for _, nbytes in ordered) / 2, 0.0
+    half, passed = sum([nbytes for _, nbytes in ordered]) / 2, 0.0
     for position, (rate, nbytes) in enumerate(ordered):
         passed += nbytes
         if passed > half:
@@ -163,6 +168,7 @@ class LinkEstimator:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self._known: tuple[LinkReading | None, float]
         self.forget()
 
     def forget(self) -> None:
@@ -175,6 +181,7 @@ class LinkEstimator:
             self._extras: deque[float] = deque(maxlen=_TRANSFERS)
             self._extra = 0.0
             self._read_at = float("-inf")
+            self._update()
 
     def record(self, up_bytes: int, down_bytes: int, seconds: float) -> None:
         """Takes in a request that has just ended.
@@ -190,11 +197,12 @@ class LinkEstimator:
                 if down_bytes < MEASURABLE_BYTES:
                     self._round_trips.append(seconds)
                     self._least_round_trip = min(self._round_trips)
+                    self._update()
                 return
             if self._least_round_trip is None:
                 return
             self._naive.append(up_bytes / max(seconds, _LEAST_SECONDS))
-            reading = self._reading(now)
+            reading = self.reading
             reply = reading.reply_seconds(down_bytes) if reading else 0.0
             transfer = max(seconds - self._least_round_trip - reply, 0.0)
             idle = max(now - seconds - self._up.emptied_at, 0.0)
@@ -203,6 +211,7 @@ class LinkEstimator:
             if rate is not None:
                 self._read_at = now
                 self._learn_extra(up_bytes, transfer, rate, idle)
+            self._update()
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float], *, down: bool = False) -> None:
         """Takes in two probes, one right after the other, bytes and seconds each; the second has just ended."""
@@ -216,6 +225,7 @@ class LinkEstimator:
             if not down:
                 self._naive += (nbytes / max(seconds, _LEAST_SECONDS) for nbytes, seconds in (first, second))
                 self._read_at = direction.emptied_at
+            self._update()
 
     def check(self, nbytes: int, seconds: float) -> bool:
         """Takes in a single probe, which has just ended, of not many more bytes than the bucket holds.
@@ -229,6 +239,7 @@ class LinkEstimator:
                 return False
             transfer = (nbytes - min(self._up.free_bytes(now - seconds), nbytes)) * rate
             self._up.emptied_at = now
+            self._update()
             if abs(seconds - self._least_round_trip - transfer) > _CHECKED * transfer + _JITTER_SECONDS:
                 return False
             self._read_at = now
@@ -237,8 +248,10 @@ class LinkEstimator:
     @property
     def reading(self) -> LinkReading | None:
         """The state of the link, or None as long as it is unknown."""
-        with self._lock:
-            return self._reading(self._clock())
+        known, full_at = self._known
+        if known is None or (now := self._clock()) >= full_at:
+            return known
+        return known._replace(free_bytes=self._up.free_bytes(now), down_free_bytes=self._down.free_bytes(now))
 
     @property
     def surprise(self) -> float:
@@ -263,16 +276,19 @@ class LinkEstimator:
             self._extras.append(transfer - self._up.seconds_at(probed, nbytes, idle))
             self._extra = max(statistics.median(self._extras), 0.0)
 
-    def _reading(self, now: float) -> LinkReading | None:
-        up = self._up.seconds_per_byte
-        if self._least_round_trip is None or up is None:
-            return None
-        return LinkReading(
+    def _update(self) -> None:
+        """Makes the reading that holds from when the buckets are full; it is replaced as a whole, and needs no lock."""
+        up, down = self._up, self._down
+        if self._least_round_trip is None or up.seconds_per_byte is None:
+            self._known = (None, 0.0)
+            return
+        reading = LinkReading(
             self._least_round_trip + self._extra,
-            up,
-            self._up.free_bytes(now),
-            self._down.seconds_per_byte or up,
-            self._down.free_bytes(now),
-            self._up.spread,
+            up.seconds_per_byte,
+            up.burst_bytes,
+            down.seconds_per_byte or up.seconds_per_byte,
+            down.burst_bytes,
+            up.spread,
             sum(self._naive) / len(self._naive),
         )
+        self._known = (reading, max(up.full_at, down.full_at))

@@ -30,22 +30,20 @@ class LoadFollower:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._status: offload_pb2.ServerStatus | None = None
-        self._heard_at = 0.0
+        self._heard: tuple[ServerLoad, float, float] | None = None  # with the mean backlog without own jobs, and when
         self._own = 0.0  # seconds of backlog that the device's own jobs are of the mean
         self._own_at = 0.0
 
     @property
     def draining(self) -> bool:
         """Whether the server said that it takes no more."""
-        return self._status is not None and self._status.draining
-
-    def heard(self, status: offload_pb2.ServerStatus) -> None:
-        """Takes in a status."""
-        self._status, self._heard_at = status, self._clock()
+        return self._heard is not None and self._heard[0].draining
 
     def served(self, queue_seconds: float, tail_seconds: float) -> None:
-        """Takes in what a job of this device's was: while it waited, and then less and less, it was backlog."""
+        """Takes in what a job of this device's was: while it waited, and then less and less, it was backlog.
+
+        What it does to the load shows once the status that came with the answer is heard.
+        """
         now = self._clock()
         self._own *= math.exp((self._own_at - now) / _WINDOW)
         # Its share of a mean with exponential weights: all of the tail while it waited, and what was left while it ran.
@@ -53,15 +51,29 @@ class LoadFollower:
         self._own += tail_seconds * left * (1 - math.exp(-queue_seconds / _WINDOW)) + _WINDOW * (1 - left * (1 + ran))
         self._own_at = now
 
+    def heard(self, status: offload_pb2.ServerStatus) -> None:
+        """Takes in a status."""
+        now = self._clock()
+        own = self._own * math.exp((self._own_at - now) / _WINDOW)
+        load = ServerLoad(
+            status.slow_down,
+            status.backlog_seconds,
+            status.draining,
+            status.active_devices,
+            status.externality_seconds,
+        )
+        self._heard = load, max(status.mean_backlog_seconds - own, 0.0), now
+
     def now(self) -> ServerLoad | None:
         """The load that is expected now; None when nothing was heard."""
-        status = self._status
-        if status is None:
+        if self._heard is None:
             return None
-        now = self._clock()
-        passed = now - self._heard_at
-        own = self._own * math.exp(min(self._own_at - self._heard_at, 0.0) / _WINDOW)  # as it was in that mean
-        mean = max(status.mean_backlog_seconds - own, 0.0)
-        seen = status.backlog_seconds
-        backlog = max(seen - passed, mean + (min(seen, mean) - mean) * math.exp(-passed / _FORGET_SECONDS))
-        return ServerLoad(status.slow_down, backlog, status.draining, status.active_devices, status.externality_seconds)
+        heard, mean, heard_at = self._heard
+        seen, passed = heard.backlog_seconds, self._clock() - heard_at
+        if seen < mean:
+            backlog = mean - (mean - seen) * math.exp(-passed / _FORGET_SECONDS)
+        else:
+            backlog = max(seen - passed, mean)
+        if backlog == seen:
+            return heard
+        return ServerLoad(heard.slow_down, backlog, heard.draining, heard.devices, heard.externality_seconds)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
 
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
 
 _KEEPALIVE_MILLISECONDS = 20_000
 _RECONNECT_MILLISECONDS = 2_000
+_REQUESTS = 256  # kept without their tensors: one for each cut in use
 
 
-@dataclass(frozen=True, slots=True)
-class TailReply:
+class TailReply(NamedTuple):
     """What came of a tail that the server ran.
 
     Attributes:
@@ -43,6 +42,8 @@ class TailReply:
         queue_seconds: In the server before the tail ran.
         tail_seconds: Running the tail.
         status: The server's load afterwards.
+        sent_bytes: Of the request.
+        received_bytes: Of the response.
     """
 
     outputs: list[Array]
@@ -51,6 +52,8 @@ class TailReply:
     queue_seconds: float
     tail_seconds: float
     status: offload_pb2.ServerStatus
+    sent_bytes: int
+    received_bytes: int
 
 
 class StatusStream(Protocol):
@@ -97,8 +100,7 @@ class Server:
             OffloadError: The server refused or failed, or could not be reached.
         """
         started = time.perf_counter()
-        head = offload_pb2.InferRequest(model=model, digest=digest, cut=cut, codec=codec.name)
-        request = with_tensors(head, arrays, codec)
+        request = with_tensors(_request(model, digest, cut, codec.name), arrays, codec)
         if len(request) > self.max_message_bytes:
             limit = self.max_message_bytes
             raise MessageTooLargeError(f"expected a message of at most {limit} bytes, got {len(request)}")
@@ -113,6 +115,8 @@ class Server:
             queue_seconds=response.server_seconds - response.tail_seconds,
             tail_seconds=response.tail_seconds,
             status=response.status,
+            sent_bytes=len(request),
+            received_bytes=len(data),
         )
 
     def probe(self, payload: bytes, timeout_seconds: float, *, response_bytes: int = 0) -> float:
@@ -147,8 +151,10 @@ class Server:
             ModelNotFoundError: The server has none of that name.
             OffloadError: The server could not be reached.
         """
-        with _domain_errors():
+        try:
             yield from self._get_model(offload_pb2.GetModelRequest(model=name))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
 
     def watch_status(self) -> StatusStream:
         """The status stream; iterating raises `grpc.RpcError`."""
@@ -176,22 +182,22 @@ def model_info(models: dict[str, offload_pb2.ModelInfo], name: str, target: str)
     return models[name]
 
 
+@functools.lru_cache(_REQUESTS)
+def _request(model: str, digest: str, cut: int, codec: str) -> offload_pb2.InferRequest:
+    """A request that lacks its tensors."""
+    return offload_pb2.InferRequest(model=model, digest=digest, cut=cut, codec=codec)
+
+
 def _call(stub: Any, request: Message | bytes, timeout_seconds: float | None, *, wait_for_ready: bool = False) -> Any:
     """Calls a unary method and waits for the response.
 
     Raises:
         OffloadError: The server refused or failed, or could not be reached.
     """
-    with _domain_errors():
+    try:
         response = stub(request, timeout=timeout_seconds, wait_for_ready=wait_for_ready)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from None
     if response is None:  # as gRPC answers when the channel is closed at that moment
         raise UnavailableError("the connection was closed")
     return response
-
-
-@contextlib.contextmanager
-def _domain_errors() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from None
