@@ -91,7 +91,9 @@ def main() -> None:
         good = with_tensors(head, [image], RAW)
 
         def answer() -> Array:
-            answered: Array = without_tensors(offload_pb2.InferResponse, calls["Infer"](good, timeout=30))[1][0]
+            answered: Array = without_tensors(offload_pb2.InferResponse, calls["Infer"](good, timeout=30), codec=RAW)[
+                1
+            ][0]
             return answered
 
         expected = answer()

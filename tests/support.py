@@ -87,7 +87,7 @@ class RawClient:
 
     def infer_bytes(self, data: bytes) -> list[Array]:
         try:
-            return without_tensors(offload_pb2.InferResponse, self.call("Infer", data))[1]
+            return without_tensors(offload_pb2.InferResponse, self.call("Infer", data), codec=RAW)[1]
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

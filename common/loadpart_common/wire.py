@@ -9,7 +9,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from google.protobuf import message_factory
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
 
 M = TypeVar("M", bound=Message)
-Buffer: TypeAlias = bytes | memoryview
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 SERVICE = "loadpart.v1.Offload"
 
@@ -44,8 +44,7 @@ _DTYPE_BY_NUMBER = {number: dtype for dtype, number in _NUMBER_BY_DTYPE.items()}
 
 _PREFIXES = 1024  # of tensors, kept: as many as there are cuts and outputs in use
 _LAYOUTS = 256
-_LARGEST_SKELETON_BYTES = 4096
-_WHOLE_BYTES = 32 << 10
+_LONGEST_PREFIX = 1024
 
 
 class Codec(ABC):
@@ -128,87 +127,96 @@ def _tensor_prefix(kind: type[Message], dtype: np.dtype[Any], shape: tuple[int, 
 
 
 def without_tensors(
-    kind: type[M], data: bytes, *, default_codec: str = "raw", whole_bytes: int = _WHOLE_BYTES
+    kind: type[M], data: bytes, *, codec: Codec | None = None, copy: bool = False
 ) -> tuple[M, list[Array]]:
     """Reads what `with_tensors` wrote: the message without its tensors, and these as arrays.
 
     Args:
         kind: Type of the message.
         data: The bytes.
-        default_codec: Codec of the tensors when the message names none.
-        whole_bytes: The largest message that is parsed whole, tensors and all, since it is copied sooner than walked
-            over. The arrays of a larger one are over its own bytes, and its message may be shared: it is to be read.
+        codec: Codec of the tensors; the one that the message names when None.
+        copy: Whether the arrays have memory of their own, to write into; if not, they are over the bytes.
 
     Raises:
         RequestError: The bytes are not such a message.
         InputError: The codec or an element type is unknown, a size negative, or the bytes do not fit the shape.
     """
-    try:
-        if len(data) <= whole_bytes:
-            message = kind.FromString(data)
-            tensors = [(tensor, tensor.data) for tensor in message.tensors]  # type: ignore[attr-defined]
-            message.ClearField("tensors")
-        else:
-            layout = _layout(kind, data)
-            message, view = layout.message, memoryview(data)
-            tensors = [(tensor, view[start:end]) for tensor, start, end in layout.tensors]
-    except (WireError, DecodeError) as error:
-        raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}: {error}") from error
-    codec = codec_named(getattr(message, "codec", default_codec))
-    return message, [_to_array(position, *tensor, codec) for position, tensor in enumerate(tensors)]
+    known = _layouts.get((kind, len(data)))
+    message = known.message(kind, data) if known is not None else None
+    if known is None or message is None:
+        message, known = _read_layout(kind, data)
+    codec = codec or codec_named(message.codec)  # type: ignore[attr-defined]
+    view, arrays = memoryview(data), []
+    for _, start, end, dtype, shape in known.tensors:
+        elements = bytearray(view[start:end]) if copy else view[start:end]
+        try:
+            arrays.append(codec.decode(elements, dtype, shape))
+        except InputError as error:
+            raise InputError(f"tensor {len(arrays)}: {error}") from error
+    return message, arrays
 
 
-class _Layout(NamedTuple, Generic[M]):
-    """What there is in a message beside the elements of its tensors.
+class _Layout(NamedTuple):
+    """Where the tensors of a message are, which come after all its other fields.
+
+    Messages of one length mostly have the same, so it is looked for there before a message is walked over.
 
     Attributes:
-        message: The message without its tensors.
-        tensors: Each tensor without its elements, and where these start and end.
-        skeleton: All bytes that are no such elements: where they start and end, and what they are.
+        head_bytes: Bytes of the other fields.
+        tensors: For each tensor what stands before its elements, where these start and end, their type, the shape.
     """
 
-    message: M
-    tensors: list[tuple[offload_pb2.Tensor, int, int]]
-    skeleton: list[tuple[int, int, bytes]]
+    head_bytes: int
+    tensors: list[tuple[bytes, int, int, np.dtype[Any], tuple[int, ...]]]
 
-    def fits(self, data: bytes) -> bool:
-        """Whether another message of the same length has the same layout."""
-        for start, end, expected in self.skeleton:  # noqa: SIM110  # a generator would take as long again
-            if data[start:end] != expected:
-                return False
-        return True
+    def message(self, kind: type[M], data: bytes) -> M | None:
+        """The other fields of a message of the same length; None if its layout is another one."""
+        position = self.head_bytes
+        for prefix, start, end, _, _ in self.tensors:
+            if data[position:start] != prefix:
+                return None
+            position = end
+        try:
+            message = kind.FromString(data[: self.head_bytes])
+        except DecodeError:
+            return None
+        return None if message.tensors else message  # type: ignore[attr-defined]
 
 
-_layouts: dict[tuple[type[Message], int], _Layout[Any]] = {}
+_layouts: dict[tuple[type[Message], int], _Layout] = {}
 
 
-def _layout(kind: type[M], data: bytes) -> _Layout[M]:
-    """The layout of a message; at once if the last one of that length had the same, as a device's requests have."""
-    key = (kind, len(data))
-    known = _layouts.get(key)
-    if known is not None and known.fits(data):
-        return known
-    layout = _read_layout(kind, memoryview(data))
-    if sum(len(expected) for _, _, expected in layout.skeleton) <= _LARGEST_SKELETON_BYTES:
+def _read_layout(kind: type[M], data: bytes) -> tuple[M, _Layout]:
+    """A message without its tensors, and where these are; kept for others like it.
+
+    Raises:
+        RequestError: The bytes are not such a message.
+        InputError: An element type is unknown, or a shape none.
+    """
+    number = kind.DESCRIPTOR.fields_by_name["tensors"].number
+    view = memoryview(data)
+    rest, tensors, first_tensor = [], [], len(data)
+    try:
+        for field, start, value, end in fields(view, 0, len(view)):
+            if field == number:
+                first_tensor = min(first_tensor, start)
+                tensors.append(_read_tensor(view, value, end))
+            else:
+                rest.append(view[start:end])
+        message = kind.FromString(b"".join(rest))
+    except (WireError, DecodeError) as error:
+        raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}: {error}") from error
+    layout = _Layout(first_tensor, [])
+    position = first_tensor
+    for index, (tensor, start, end) in enumerate(tensors):
+        layout.tensors.append((data[position:start], start, end, *_element_type_and_shape(index, tensor)))
+        position = end
+    are_last = sum(map(len, rest)) == first_tensor and position == len(data)
+    if are_last and all(len(prefix) <= _LONGEST_PREFIX for prefix, *_ in layout.tensors):
         if len(_layouts) >= _LAYOUTS:
             _layouts.clear()
-        _layouts[key] = layout
-    return layout
-
-
-def _read_layout(kind: type[M], view: memoryview) -> _Layout[M]:
-    number = kind.DESCRIPTOR.fields_by_name["tensors"].number
-    rest, tensors = [], []
-    for field, start, value, end in fields(view, 0, len(view)):
-        if field == number:
-            tensors.append(_read_tensor(view, value, end))
-        else:
-            rest.append(view[start:end])
-    skeleton, position = [], 0
-    for _, start, end in [*tensors, (None, len(view), len(view))]:
-        skeleton.append((position, start, bytes(view[position:start])))
-        position = end
-    return _Layout(kind.FromString(b"".join(rest)), tensors, skeleton)
+        _layouts[kind, len(data)] = layout
+    return message, layout
 
 
 def _read_tensor(view: memoryview, start: int, end: int) -> tuple[offload_pb2.Tensor, int, int]:
@@ -222,18 +230,15 @@ def _read_tensor(view: memoryview, start: int, end: int) -> tuple[offload_pb2.Te
     return offload_pb2.Tensor.FromString(b"".join(rest)), data_start, data_end
 
 
-def _to_array(position: int, tensor: offload_pb2.Tensor, data: Buffer, codec: Codec) -> Array:
+def _element_type_and_shape(index: int, tensor: offload_pb2.Tensor) -> tuple[np.dtype[Any], tuple[int, ...]]:
     dtype, shape = _DTYPE_BY_NUMBER.get(tensor.data_type), tuple(tensor.shape)
     if dtype is None:
-        raise InputError(f"tensor {position}: unknown data type {tensor.data_type}")
+        raise InputError(f"tensor {index}: unknown data type {tensor.data_type}")
     if len(shape) > _MAX_RANK:
-        raise InputError(f"tensor {position}: expected at most {_MAX_RANK} dimensions, got {len(shape)}")
-    if shape and min(shape) < 0:
-        raise InputError(f"tensor {position}: expected sizes of 0 or more, got shape {list(shape)}")
-    try:
-        return codec.decode(data, dtype, shape)
-    except InputError as error:
-        raise InputError(f"tensor {position}: {error}") from error
+        raise InputError(f"tensor {index}: expected at most {_MAX_RANK} dimensions, got {len(shape)}")
+    if any(size < 0 for size in shape):
+        raise InputError(f"tensor {index}: expected sizes of 0 or more, got shape {list(shape)}")
+    return dtype, shape
 
 
 @dataclass(frozen=True, slots=True)

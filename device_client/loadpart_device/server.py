@@ -106,8 +106,7 @@ class Server:
             raise MessageTooLargeError(f"expected a message of at most {limit} bytes, got {len(request)}")
         encoded = time.perf_counter()
         data = _call(self._infer, request, timeout_seconds)
-        response, tensors = without_tensors(offload_pb2.InferResponse, data, default_codec=codec.name)
-        outputs = [tensor.copy() for tensor in tensors]
+        response, outputs = without_tensors(offload_pb2.InferResponse, data, codec=codec, copy=True)
         return TailReply(
             outputs,
             encode_seconds=encoded - started,

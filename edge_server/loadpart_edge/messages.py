@@ -1,6 +1,7 @@
 """What the daemon and its workers say to each other, and how it goes over a socket.
 
-Messages are small and pickled (named tuples, which pickle fastest); tensors lie in a `Slot` of memory that both map.
+Messages are small and pickled, as plain tuples: to find their classes again would take as long as all the rest. Tensors
+lie in a `Slot` of memory that both map.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import mmap
 import os
 import pickle
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,17 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from loadpart_common.tensors import Array
+    from loadpart_common.wire import Buffer
 
 _LENGTH = struct.Struct("!I")
 _ALIGNMENT = 64  # of a cache line, which vector instructions like
 
 
-class Placed(NamedTuple):
-    """An array in a slot."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
+Placed: TypeAlias = tuple[str, tuple[int, ...], int]
+"""An array in a slot: its element type, its shape and where it starts."""
 
 
 class Prepare(NamedTuple):
@@ -56,8 +54,8 @@ class Run(NamedTuple):
     path: str
     cut: int
     batch: int
-    tensors: tuple[Placed, ...]
     codec: str
+    tensors: tuple[Placed, ...] = ()
 
 
 class Done(NamedTuple):
@@ -72,6 +70,9 @@ class Failed(NamedTuple):
     """What a worker could not do. `error` is one of `loadpart_common.errors` and is raised where the job waits."""
 
     error: Exception
+
+
+_KINDS: tuple[Any, ...] = (Prepare, Prepared, Run, Done, Failed)
 
 
 class Slot:
@@ -105,11 +106,11 @@ class Slot:
                 needed = sum(each.nbytes for each in arrays)
                 raise MessageTooLargeError(f"expected tensors of at most {self._size} bytes in all, got {needed}")
             self._map[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            placed.append(Placed(array.dtype.name, array.shape, offset))
+            placed.append((array.dtype.str, array.shape, offset))
             offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         return tuple(placed)
 
-    def write(self, pieces: Iterable[bytes | memoryview]) -> int:
+    def write(self, pieces: Iterable[Buffer]) -> int:
         """Copies bytes into the slot, over what was there, and gives their number.
 
         Raises:
@@ -138,13 +139,13 @@ class Slot:
         os.close(self.descriptor)
 
     def _view(self, place: Placed) -> Array:
-        count = math.prod(place.shape)
-        return np.frombuffer(self._map, place.dtype, count, place.offset).reshape(place.shape)
+        dtype, shape, offset = place
+        return np.frombuffer(self._map, dtype, math.prod(shape), offset).reshape(shape)
 
 
-def encode(message: object) -> bytes:
-    """A message as it goes over the socket: its length, then itself."""
-    body = pickle.dumps(message, protocol=5)
+def encode(message: tuple[Any, ...]) -> bytes:
+    """A message as it goes over the socket: its length, then its kind and itself."""
+    body = pickle.dumps((_KINDS.index(type(message)), *message), protocol=5)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -163,6 +164,7 @@ class Decoder:
             end = _LENGTH.size + length
             if len(self._pending) < end:
                 break
-            messages.append(pickle.loads(memoryview(self._pending)[_LENGTH.size : end]))
+            kind, *values = pickle.loads(memoryview(self._pending)[_LENGTH.size : end])
+            messages.append(_KINDS[kind](*values))
             del self._pending[:end]
         return messages

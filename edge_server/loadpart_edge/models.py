@@ -41,6 +41,7 @@ class ServedModel:
     Attributes:
         name: Its name.
         stored: Its file and manifest.
+        path: Its file.
         candidates: Cuts whose tails are built ahead: the plans that can win.
         tail_seconds: Idle seconds of each cut's tail on this machine, one item, shape (layers + 1,).
         regressed_tail_seconds: The same from the latency model alone.
@@ -51,6 +52,7 @@ class ServedModel:
     def __init__(self, name: str, stored: StoredModel, latency: LatencyModel, profile: Profile) -> None:
         self.name = name
         self.stored = stored
+        self.path = str(stored.path)
         self.graph = stored.manifest.graph
         self._curves = Curves(self.graph, latency)
         self.regressed_tail_seconds = self._curves.tail_seconds({})
@@ -151,11 +153,11 @@ class ServedModels:
     @property
     def version(self) -> int:
         """Changes when tail times or ready cuts of a model have changed."""
-        return sum(model.version for model in self)
+        return sum([model.version for model in self._models.values()])
 
     def preparations(self) -> list[Prepare]:
         """The tails to build ahead."""
-        return [Prepare(model.name, str(model.stored.path), cut) for model in self for cut in model.candidates]
+        return [Prepare(model.name, model.path, cut) for model in self for cut in model.candidates]
 
     def canary(self) -> Prepare:
         """The tail that takes nearest to `_CANARY_SECONDS`."""
@@ -168,4 +170,4 @@ class ServedModels:
             ),
             key=lambda each: each[0],
         )
-        return Prepare(model.name, str(model.stored.path), cut)
+        return Prepare(model.name, model.path, cut)

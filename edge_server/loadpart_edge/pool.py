@@ -69,7 +69,7 @@ class WorkerProcess(asyncio.Protocol):
             MessageTooLargeError: The tensors do not fit into the slot.
         """
         if isinstance(job, Run):
-            job = job._replace(tensors=self.slot.put(tensors))
+            job = Run(job.model, job.path, job.cut, job.batch, job.codec, self.slot.put(tensors))
         self._on_answer = on_answer
         self._transport.write(encode(job))
 

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loadpart_common.errors import InternalError, OffloadError, OverloadedError
 from loadpart_common.slowdown import SlowDown
@@ -34,14 +34,15 @@ _SLOW = 1.1
 loaded for longer than it is, and several times in a row then. What else runs on a core takes it in slices, and a short
 run meets one of them or none; a row meets as many for its length as a long tail does."""
 
+_CHANGE_SECONDS = 0.001
+
 _ATTEMPTS = 2
 """Workers that may die over one job; after that it is the job that kills them."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a job.
 
     Attributes:
@@ -123,6 +124,7 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
+        self._is_change_due = False
         self.slow_down = SlowDown()
         self.backlog = Backlog()
         self.restarts = 0
@@ -157,7 +159,7 @@ class Scheduler:
         job = _Job(message, tensors, predicted_seconds, asyncio.get_running_loop().create_future())
         self._queue.append(job)
         self._dispatch()
-        asyncio.get_running_loop().call_soon(self._changed)
+        self._changed_soon()
         try:
             return await job.outcome
         finally:
@@ -173,7 +175,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Jobs that workers run."""
-        return sum(seat.job is not None for seat in self._seats)
+        return len([seat for seat in self._seats if seat.job is not None])
 
     @property
     def backlog_seconds(self) -> float:
@@ -231,11 +233,10 @@ class Scheduler:
             waited = job.started_at - job.queued_at
             if not job.outcome.done():
                 job.outcome.set_result(Outcome(tensors, waited, answer.build_seconds, answer.seconds))
+            asyncio.get_running_loop().call_soon(self.slow_down.record, job.predicted_seconds, answer.seconds)
         elif isinstance(answer, Failed):
             job.fail(answer.error)
         self._release(seat)
-        if isinstance(answer, Done):
-            asyncio.get_running_loop().call_soon(self.slow_down.record, job.predicted_seconds, answer.seconds)
 
     def _finish_preparation(self, seat: _Seat, preparation: Prepare, answer: Answer) -> None:
         if isinstance(answer, Failed):
@@ -252,10 +253,19 @@ class Scheduler:
         self._idle.set()
         if self._queue or seat.preparations:
             self._dispatch()
-        else:
-            asyncio.get_running_loop().call_soon(self._changed)
+        self._changed_soon()
+
+    def _changed_soon(self) -> None:
+        """Tells of the change a moment later, with others like it: whoever has an answer to send or a core goes first.
+
+        On a server with one core, a worker gets it once the loop sleeps.
+        """
+        if not self._is_change_due:
+            self._is_change_due = True
+            asyncio.get_running_loop().call_later(_CHANGE_SECONDS, self._changed)
 
     def _changed(self) -> None:
+        self._is_change_due = False
         self.backlog.changed(self.backlog_seconds, self.running / len(self._seats))
         self.on_change()
 

@@ -91,7 +91,7 @@ class OffloadService:
         request, arrays = without_tensors(offload_pb2.InferRequest, data)
         model = self._models.get(request.model)
         cut, batch = model.check(request.digest, request.cut, arrays)
-        job = Run(model.name, str(model.stored.path), cut.index, batch, (), request.codec)
+        job = Run(model.name, model.path, cut.index, batch, request.codec)
         outcome = await self._scheduler.run(job, arrays, float(model.tail_seconds[cut.index]) * batch)
         response = offload_pb2.InferResponse(
             queue_seconds=outcome.queue_seconds + outcome.build_seconds,
@@ -142,13 +142,15 @@ class OffloadService:
     def _unary(
         self, method: Method, function: Callable[[bytes, str], Awaitable[Message | bytes]]
     ) -> Callable[[bytes, Context], Awaitable[Message | bytes]]:
+        succeeded = self._metrics.requests.labels(method.name, grpc.StatusCode.OK.name)
+
         async def call(request: bytes, context: Context) -> Message | bytes:
             try:
                 response = await function(request, context.peer())
             except Exception as error:
                 await self._fail(method, error, context)
                 raise  # not reached: failing raises
-            self._count(method, grpc.StatusCode.OK)
+            succeeded.inc()
             return response
 
         return call
