@@ -1,6 +1,6 @@
 """What splitting costs beyond computing.
 
-For each network, at cut 0 and at a cut in the middle: end-to-end time less the head's and the tail's own, as medians
+For each network, at cut 0 and at a cut in the middle: end-to-end time less the head's and the tail's own, the median
 of runs that take turns with probes of the same size. The device runs on one core, the server on the other. What the
 bytes need is what a probe of that size takes longer than an empty one, in the same run and under the same conditions;
 an empty probe is what a call costs that does nothing. Beside it stands what a bare gRPC server and one worker process
@@ -69,13 +69,13 @@ def main() -> None:
                         client.wait_ready()
                         row = measure(client, prober, bare, image, nbytes)
                     decisions += [aware.infer(image).timings.decide for _ in range(ROUNDS // 4)]
-                    beyond = row["total"] - row["head"] - row["tail"]
                     bytes_need = max(0.0, row["probe"] - row["empty"])
-                    worst = max(worst, beyond - bytes_need)
-                    cells = (row["total"], row["head"], row["tail"], beyond, bytes_need, beyond - bytes_need)
+                    overhead = row["beyond"] - bytes_need
+                    worst = max(worst, overhead)
+                    cells = (row["total"], row["head"], row["tail"], row["beyond"], bytes_need, overhead)
                     table.add_row(
                         name, str(cut), f"{nbytes / 1e3:.0f}", *(f"{value:.2f}" for value in cells),
-                        "yes" if beyond - bytes_need <= LIMIT_MILLISECONDS else "NO", f"{row['empty']:.2f}",
+                        "yes" if overhead <= LIMIT_MILLISECONDS else "NO", f"{row['empty']:.2f}",
                         f"{row['bare']:.2f}", f"{row['bare'] - bytes_need:.2f}",
                     )  # fmt: skip
         prober.close()
@@ -93,13 +93,14 @@ def measure(
 ) -> dict[str, float]:
     """Medians in milliseconds: an inference and its parts, probes with as many bytes and with none, a bare echo."""
     payload = os.urandom(nbytes)
-    readings: dict[str, list[float]] = {key: [] for key in ("total", "head", "tail", "probe", "empty", "bare")}
+    readings: dict[str, list[float]] = {key: [] for key in ("total", "head", "tail", "beyond", "probe", "empty", "bare")}
     client.infer(image)
     for _ in range(ROUNDS):
         timings = client.infer(image).timings
-        readings["total"].append(timings.total)
-        readings["head"].append(timings.head if timings.encode else 0.0)
-        readings["tail"].append(timings.tail)
+        head = timings.head if timings.encode else 0.0
+        for key, seconds in (("total", timings.total), ("head", head), ("tail", timings.tail)):
+            readings[key].append(seconds)
+        readings["beyond"].append(timings.total - head - timings.tail)  # of each, since computing varies by more
         bare(payload, timings.tail)  # as an inference follows one, or a probe
         readings["bare"].append(bare(payload, timings.tail))
         for key, body in (("probe", payload), ("empty", b"")):
