@@ -93,7 +93,9 @@ def measure(
 ) -> dict[str, float]:
     """Medians in milliseconds: an inference and its parts, probes with as many bytes and with none, a bare echo."""
     payload = os.urandom(nbytes)
-    readings: dict[str, list[float]] = {key: [] for key in ("total", "head", "tail", "beyond", "probe", "empty", "bare")}
+    readings: dict[str, list[float]] = {
+        key: [] for key in ("total", "head", "tail", "beyond", "probe", "empty", "bare")
+    }
     client.infer(image)
     for _ in range(ROUNDS):
         timings = client.infer(image).timings

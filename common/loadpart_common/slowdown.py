@@ -39,14 +39,15 @@ class SlowDown:
     def record(self, predicted: float, measured: float) -> None:
         """Notes what a run was predicted to take and what it took, in seconds."""
         if predicted > 0:
-            self._readings.append((self._clock(), measured / predicted))
-            self._refresh()
+            now = self._clock()
+            self._readings.append((now, measured / predicted))
+            self._refresh(now)
 
     @property
     def value(self) -> float:
         """The slow-down, at least 1: a lucky run makes no faster machine."""
-        if self._clock() > self._until:
-            self._refresh()
+        if (now := self._clock()) > self._until:
+            self._refresh(now)
         return self._median
 
     @property
@@ -54,13 +55,12 @@ class SlowDown:
         """Seconds since the last reading; infinite before the first."""
         return self._clock() - self._readings[-1][0] if self._readings else math.inf
 
-    def _refresh(self) -> None:
+    def _refresh(self, now: float) -> None:
         """Drops what has aged; the median is kept, since it is read several times as often as it changes."""
-        now = self._clock()
-        while now > self._expiry():
+        while now > (until := self._expiry()):
             self._readings.popleft()
-        self._median = max(1.0, statistics.median(ratio for _, ratio in self._readings)) if self._readings else 1.0
-        self._until = self._expiry()
+        self._until = until
+        self._median = max(1.0, statistics.median([ratio for _, ratio in self._readings])) if self._readings else 1.0
 
     def _expiry(self) -> float:
         """When the oldest reading has aged."""

@@ -1,4 +1,4 @@
-"""What the daemon and its workers say to each other, and how it goes over a socket.
+"""What the daemon and its workers say to each other, over a socket that keeps messages apart (`SOCK_SEQPACKET`).
 
 Messages are small and pickled, as plain tuples: to find their classes again would take as long as all the rest. Tensors
 lie in a `Slot` of memory that both map.
@@ -10,7 +10,6 @@ import math
 import mmap
 import os
 import pickle
-import struct
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
     from loadpart_common.wire import Buffer
 
-_LENGTH = struct.Struct("!I")
+LARGEST_BYTES = 128 << 10
+"""Of a message; the kernel's buffers hold more."""
+
 _ALIGNMENT = 64  # of a cache line, which vector instructions like
 
 
@@ -144,27 +145,11 @@ class Slot:
 
 
 def encode(message: tuple[Any, ...]) -> bytes:
-    """A message as it goes over the socket: its length, then its kind and itself."""
-    body = pickle.dumps((_KINDS.index(type(message)), *message), protocol=5)
-    return _LENGTH.pack(len(body)) + body
+    """A message as it goes over the socket: its kind, and itself."""
+    return pickle.dumps((_KINDS.index(type(message)), *message), protocol=5)
 
 
-class Decoder:
-    """Finds messages in a stream of bytes."""
-
-    def __init__(self) -> None:
-        self._pending = bytearray()
-
-    def feed(self, data: bytes) -> list[Any]:
-        """Takes in bytes and gives the messages that they complete."""
-        self._pending += data
-        messages = []
-        while len(self._pending) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._pending)
-            end = _LENGTH.size + length
-            if len(self._pending) < end:
-                break
-            kind, *values = pickle.loads(memoryview(self._pending)[_LENGTH.size : end])
-            messages.append(_KINDS[kind](*values))
-            del self._pending[:end]
-        return messages
+def decode(data: bytes) -> Any:
+    """The message that `encode` wrote."""
+    kind, *values = pickle.loads(data)
+    return _KINDS[kind](*values)

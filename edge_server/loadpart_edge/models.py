@@ -21,7 +21,7 @@ from loadpart_common.tensors import check_arrays
 from loadpart_edge.messages import Prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from loadpart_common.graph import Cut
     from loadpart_common.latency import LatencyModel, Profile
@@ -46,10 +46,13 @@ class ServedModel:
         tail_seconds: Idle seconds of each cut's tail on this machine, one item, shape (layers + 1,).
         regressed_tail_seconds: The same from the latency model alone.
         ready_cuts: Cuts whose tails are built.
-        version: Counts the changes of `tail_seconds` and `ready_cuts`.
     """
 
-    def __init__(self, name: str, stored: StoredModel, latency: LatencyModel, profile: Profile) -> None:
+    def __init__(
+        self, name: str, stored: StoredModel, latency: LatencyModel, profile: Profile, on_change: Callable[[], None]
+    ) -> None:
+        """Makes one; `on_change` is called when `tail_seconds` or `ready_cuts` have changed."""
+        self._on_change = on_change
         self.name = name
         self.stored = stored
         self.path = str(stored.path)
@@ -64,7 +67,6 @@ class ServedModel:
         plans = points(self.graph, self._curves.head_seconds(profile.heads), self.tail_seconds)
         self.candidates = tuple(point.cut for point in lower_hull(plans) if point.remote)
         self.ready_cuts: set[int] = set()
-        self.version = 0
 
     def prepared(self, cut: int, seconds: float) -> None:
         """Takes in the idle time of a tail that has been built."""
@@ -79,7 +81,7 @@ class ServedModel:
 
     def _redraw(self) -> None:
         self.tail_seconds = self._curves.tail_seconds(self._anchors.seconds)
-        self.version += 1
+        self._on_change()
 
     def check(self, digest: str, cut: int, arrays: list[Array]) -> tuple[Cut, int]:
         """The cut that a request is about, and its batch size.
@@ -104,7 +106,11 @@ class ServedModel:
 
 
 class ServedModels:
-    """The models by name; those that could not be opened keep their error, which is the answer to who asks."""
+    """The models by name; those that could not be opened keep their error, which is the answer to who asks.
+
+    Attributes:
+        version: Counts the changes of tail times and ready cuts.
+    """
 
     def __init__(self, store: ModelStore, settings: Settings) -> None:
         """Opens the models.
@@ -115,6 +121,7 @@ class ServedModels:
         """
         self._models: dict[str, ServedModel] = {}
         self._broken: dict[str, OffloadError] = {}
+        self.version = 0
         measurements = Measurements(settings.worker_threads, settings.latency_folder)
         latency = measurements.model()
         names = settings.models or store.names()
@@ -124,7 +131,7 @@ class ServedModels:
             try:
                 stored = store.open(name)
                 profile = measurements.profile(stored.manifest.digest)
-                self._models[name] = ServedModel(name, stored, latency, profile)
+                self._models[name] = ServedModel(name, stored, latency, profile, self._count_change)
             except OffloadError as error:
                 if settings.models:
                     raise
@@ -150,11 +157,6 @@ class ServedModels:
             raise ModelError(str(self._broken[name]))
         raise ModelNotFoundError(f"no model {name!r}: expected one of {', '.join(self._models)}")
 
-    @property
-    def version(self) -> int:
-        """Changes when tail times or ready cuts of a model have changed."""
-        return sum([model.version for model in self._models.values()])
-
     def preparations(self) -> list[Prepare]:
         """The tails to build ahead."""
         return [Prepare(model.name, model.path, cut) for model in self for cut in model.candidates]
@@ -171,3 +173,6 @@ class ServedModels:
             key=lambda each: each[0],
         )
         return Prepare(model.name, model.path, cut)
+
+    def _count_change(self) -> None:
+        self.version += 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from loadpart_edge.messages import Decoder, Done, Failed, Prepare, Prepared, Run, Slot, encode
+from loadpart_edge.messages import LARGEST_BYTES, Done, Failed, Prepare, Prepared, Run, Slot, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ _END_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
-class WorkerProcess(asyncio.Protocol):
+class WorkerProcess:
     """A worker process, the socket to it and the slot that it shares. One job at a time.
 
     Attributes:
@@ -34,28 +35,28 @@ class WorkerProcess(asyncio.Protocol):
         lost: Done when the process is gone.
     """
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, slot: Slot) -> None:
         self.slot = slot
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._decoder = Decoder()
+        self._process = process
+        self._socket = connection
         self._on_answer: Callable[[Answer], None] | None = None
-        self._transport: asyncio.Transport
-        self._process: asyncio.subprocess.Process
+        asyncio.get_running_loop().add_reader(connection, self._on_readable)
 
     @classmethod
     async def start(cls, settings: Settings, index: int) -> WorkerProcess:
         """Starts worker number `index`; it loads MindSpore while the first job waits."""
-        ours, theirs = socket.socketpair()
-        worker = cls(Slot.create(settings.max_message_bytes + _SLOT_MARGIN_BYTES))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        slot = Slot.create(settings.max_message_bytes + _SLOT_MARGIN_BYTES)
         with theirs:
-            descriptors = (theirs.fileno(), worker.slot.descriptor)
-            worker._process = await asyncio.create_subprocess_exec(
+            descriptors = (theirs.fileno(), slot.descriptor)
+            process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "loadpart_edge.worker", *map(str, descriptors), str(settings.worker_threads),
                 str(settings.segment_memory_bytes), settings.log_level, ",".join(map(str, _cores(settings, index))),
                 pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
-        await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
-        return worker
+        return cls(process, ours, slot)
 
     @property
     def pid(self) -> int:
@@ -71,11 +72,14 @@ class WorkerProcess(asyncio.Protocol):
         if isinstance(job, Run):
             job = Run(job.model, job.path, job.cut, job.batch, job.codec, self.slot.put(tensors))
         self._on_answer = on_answer
-        self._transport.write(encode(job))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then it is lost, as reading finds out
+            self._socket.send(encode(job))
 
     async def close(self) -> None:
         """Ends the process: asks it to by closing its socket, and kills it when it takes too long."""
-        self._transport.close()
+        if not self.lost.done():
+            self._stop_reading()
+        self._socket.close()
         try:
             async with asyncio.timeout(_END_SECONDS):
                 await self._process.wait()
@@ -85,21 +89,22 @@ class WorkerProcess(asyncio.Protocol):
             await self._process.wait()
         self.slot.close()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Part of the protocol: keeps the transport."""
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Part of the protocol: hands out an answer that is complete."""
-        for answer in self._decoder.feed(data):
-            on_answer, self._on_answer = self._on_answer, None
-            if on_answer is not None:
-                on_answer(answer)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        """Part of the protocol: the process has ended, or its socket was closed."""
-        if not self.lost.done():
+    def _on_readable(self) -> None:
+        """Hands out the answer that has come; without one, the process has ended."""
+        try:
+            data = self._socket.recv(LARGEST_BYTES)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._stop_reading()
             self.lost.set_result(None)
+            return
+        on_answer, self._on_answer = self._on_answer, None
+        if on_answer is not None:
+            on_answer(decode(data))
+
+    def _stop_reading(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
 
 
 def _cores(settings: Settings, index: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loadpart_common.errors import InternalError, OffloadError, OverloadedError
 from loadpart_common.slowdown import SlowDown
+from loadpart_edge.later import Later
 from loadpart_edge.load import Backlog
 from loadpart_edge.messages import Done, Failed, Prepare, Prepared, Run
 from loadpart_edge.pool import WorkerProcess
@@ -33,8 +34,6 @@ _SLOW = 1.1
 """A canary runs when no tail has for a while: soon when the last ones were slow, so that the server is not thought
 loaded for longer than it is, and several times in a row then. What else runs on a core takes it in slices, and a short
 run meets one of them or none; a row meets as many for its length as a long tail does."""
-
-_CHANGE_SECONDS = 0.001
 
 _ATTEMPTS = 2
 """Workers that may die over one job; after that it is the job that kills them."""
@@ -75,13 +74,12 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Seat:
-    """A worker's place: the process that is in it, what it runs, and what it has yet to prepare."""
+    """A worker's place: the process that is in it, whether it works, and what it has yet to prepare."""
 
     index: int
     preparations: deque[Prepare]
     worker: WorkerProcess | None = None
     busy: bool = False
-    job: _Job | None = None
 
 
 class Scheduler:
@@ -92,6 +90,7 @@ class Scheduler:
 
     Attributes:
         on_change: Called when the queue has changed.
+        later: Runs what can wait.
         slow_down: Measured over predicted time of the latest jobs, or of the canary when there are none.
         backlog: Its means.
         restarts: Workers that died and were replaced.
@@ -120,10 +119,12 @@ class Scheduler:
         self._on_prepared = on_prepared
         self.on_change: Callable[[], None] = lambda: None
         self._queue: deque[_Job] = deque()
+        self._running: dict[_Seat, _Job] = {}
         self._seats = [_Seat(index, deque(preparations)) for index in range(settings.workers)]
         self._tasks: list[asyncio.Task[None]] = []
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
+        self.later = Later()
         self._is_change_due = False
         self.slow_down = SlowDown()
         self.backlog = Backlog()
@@ -175,22 +176,22 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Jobs that workers run."""
-        return len([seat for seat in self._seats if seat.job is not None])
+        return len(self._running)
 
     @property
     def backlog_seconds(self) -> float:
         """Predicted seconds until a job that comes now is started."""
-        jobs = [seat.job for seat in self._seats if seat.job is not None]
-        if len(jobs) + len(self._queue) < len(self._seats):
+        if len(self._running) + len(self._queue) < len(self._seats):
             return 0.0
         slow_down, now = self.slow_down.value, time.perf_counter()
-        left = sum(max(0.0, job.predicted_seconds * slow_down - (now - job.started_at)) for job in jobs)
+        running = self._running.values()
+        left = sum(max(0.0, job.predicted_seconds * slow_down - (now - job.started_at)) for job in running)
         waiting = sum(job.predicted_seconds for job in self._queue) * slow_down
         return (left + waiting) / len(self._seats)
 
     async def drained(self) -> None:
         """Waits until nothing is queued or running."""
-        while self._queue or self.running:
+        while self._queue or self._running:
             self._idle.clear()
             await self._idle.wait()
 
@@ -199,7 +200,7 @@ class Scheduler:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for job in [*self._queue, *(seat.job for seat in self._seats if seat.job is not None)]:
+        for job in [*self._queue, *self._running.values()]:
             job.fail(InternalError("the server has shut down"))
 
     def _dispatch(self) -> None:
@@ -219,7 +220,7 @@ class Scheduler:
     def _start_job(self, seat: _Seat, worker: WorkerProcess, job: _Job) -> None:
         job.attempts += 1
         job.started_at = time.perf_counter()
-        seat.busy, seat.job = True, job
+        seat.busy, self._running[seat] = True, job
         try:
             worker.request(job.message, job.tensors, lambda answer: self._finish_job(seat, worker, job, answer))
         except OffloadError as error:
@@ -233,7 +234,7 @@ class Scheduler:
             waited = job.started_at - job.queued_at
             if not job.outcome.done():
                 job.outcome.set_result(Outcome(tensors, waited, answer.build_seconds, answer.seconds))
-            asyncio.get_running_loop().call_soon(self.slow_down.record, job.predicted_seconds, answer.seconds)
+            self.later(self.slow_down.record, job.predicted_seconds, answer.seconds)
         elif isinstance(answer, Failed):
             job.fail(answer.error)
         self._release(seat)
@@ -249,20 +250,17 @@ class Scheduler:
             self._prepared.set()
 
     def _release(self, seat: _Seat) -> None:
-        seat.busy, seat.job = False, None
+        seat.busy = False
+        self._running.pop(seat, None)
         self._idle.set()
         if self._queue or seat.preparations:
             self._dispatch()
         self._changed_soon()
 
     def _changed_soon(self) -> None:
-        """Tells of the change a moment later, with others like it: whoever has an answer to send or a core goes first.
-
-        On a server with one core, a worker gets it once the loop sleeps.
-        """
         if not self._is_change_due:
             self._is_change_due = True
-            asyncio.get_running_loop().call_later(_CHANGE_SECONDS, self._changed)
+            self.later(self._changed)
 
     def _changed(self) -> None:
         self._is_change_due = False
@@ -340,7 +338,7 @@ class Scheduler:
                 raise InternalError(f"worker {worker.pid} died while it started; its log is above")
             log.error("worker %d died; a new one is started", worker.pid)
             self.restarts += 1
-            job, seat.job, seat.busy = seat.job, None, False
+            job, seat.busy = self._running.pop(seat, None), False
             seat.preparations = deque(self._preparations)
             if job is not None and job.attempts < _ATTEMPTS:
                 self._queue.appendleft(job)

@@ -99,8 +99,7 @@ class OffloadService:
             status=self._board.current(),
         )
         response.server_seconds = time.perf_counter() - received
-        # After the response has gone: counting takes as long as a tenth of the rest.
-        asyncio.get_running_loop().call_soon(self._count_job, peer, model, cut, batch, outcome, response.server_seconds)
+        self._scheduler.later(self._count_job, peer, model, cut, batch, outcome, response.server_seconds)
         return response.SerializeToString() + outcome.tensors
 
     def watch_status(self, _: bytes) -> AsyncIterator[bytes]:
@@ -150,7 +149,7 @@ class OffloadService:
             except Exception as error:
                 await self._fail(method, error, context)
                 raise  # not reached: failing raises
-            succeeded.inc()
+            self._scheduler.later(succeeded.inc)
             return response
 
         return call

@@ -19,9 +19,9 @@ from loadpart.v1 import offload_pb2
 from loadpart_common.engine import Engine, LoadedModel
 from loadpart_common.errors import InternalError, OffloadError
 from loadpart_common.wire import codec_named, tensor_pieces
-from loadpart_edge.messages import Decoder, Done, Failed, Prepare, Prepared, Run, Slot, encode
+from loadpart_edge.messages import LARGEST_BYTES, Done, Failed, Prepare, Prepared, Run, Slot, decode, encode
 
-_RECEIVE_BYTES = 64 << 10
+_LONGEST_TEXT = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Worker:
         try:
             return self._prepare(job) if isinstance(job, Prepare) else self._run(job)
         except OffloadError as error:
-            return Failed(error)
+            return Failed(type(error)(str(error)[:_LONGEST_TEXT]))  # a compiler's may be long
         except Exception:  # whatever the engine throws ends this job, not the worker
             log.exception("a job failed: %r", job)
             return Failed(InternalError("the job failed inside the server; its log has the details"))
@@ -74,7 +74,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     slot = Slot(int(slot_descriptor))
-    decoder = Decoder()
     with socket.socket(fileno=int(connection_descriptor)) as connection:
         engine = Engine(
             threads=int(threads),
@@ -84,9 +83,8 @@ def main() -> None:
         worker = Worker(engine, slot)
         gc.freeze()  # MindSpore's many objects live as long as the process: no collection need look at them
         try:
-            while data := connection.recv(_RECEIVE_BYTES):
-                for job in decoder.feed(data):
-                    connection.sendall(encode(worker.do(job)))
+            while data := connection.recv(LARGEST_BYTES):
+                connection.send(encode(worker.do(decode(data))))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon is gone
         finally:
