@@ -2,18 +2,21 @@
 
 For each network, at cut 0 and at a cut in the middle: end-to-end time less the head's and the tail's own, the median
 of runs that take turns with probes of the same size. The device runs on one core, the server on the other. What the
-bytes need is what a probe of that size takes longer than an empty one, in the same run and under the same conditions;
-an empty probe is what a call costs that does nothing. Beside it stands what a bare gRPC server and one worker process
-take beyond computing, with the same bytes and as much work as the tail, and nothing of the project in between.
+bytes need is what a probe of that size takes longer than an empty one, in the same run and under the same conditions,
+that is after an inference and a bare head; an empty probe is what a call costs that does nothing. Beside it stands what
+a bare gRPC server and one worker process take beyond computing under these conditions, with the same bytes and as much
+work as the tail, and nothing of the project in between: the least that any split over gRPC would take here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +27,15 @@ from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
 from benchmarks.echo import echo
+from loadpart_common.graph import Value
 from loadpart_common.zoo import NETWORKS
 from loadpart_device import OffloadClient
+from loadpart_device.local import LocalRuntime
+from loadpart_device.models import find_model
 from loadpart_device.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from loadpart_common.tensors import Array
 
@@ -65,9 +71,12 @@ def main() -> None:
                 image = np.random.default_rng(0).integers(0, 256, spec.concrete(1), np.uint8)
                 for cut in (0, middle_cut(aware.graph)):
                     nbytes = aware.graph.cut(cut).nbytes()
-                    with OffloadClient(server.target, name, threads=1, cache=cache, policy=cut) as client:
+                    with (
+                        OffloadClient(server.target, name, threads=1, cache=cache, policy=cut) as client,
+                        bare_head(prober, name, Path(cache), cut, image) as head,
+                    ):
                         client.wait_ready()
-                        row = measure(client, prober, bare, image, nbytes)
+                        row = measure(client, head, prober, bare, image, nbytes)
                     decisions += [aware.infer(image).timings.decide for _ in range(ROUNDS // 4)]
                     bytes_need = max(0.0, row["probe"] - row["empty"])
                     overhead = row["beyond"] - bytes_need
@@ -88,8 +97,28 @@ def main() -> None:
         sys.exit(1)
 
 
+@contextlib.contextmanager
+def bare_head(server: Server, name: str, cache: Path, cut: int, image: Array) -> Iterator[Callable[[], object]]:
+    """A function that runs the head of a cut and nothing else, on the engine that clients of this process use."""
+    stored = find_model(server, name, cache, 10.0, lambda _done, _total: None).stored
+    runtime = LocalRuntime(
+        stored, threads=1, memory_limit_bytes=512 << 20, latency_folder=None, on_change=lambda: None
+    )  # fmt: skip
+    try:
+        runtime.build([cut])
+        runtime.wait_built()
+        yield lambda: runtime.head(cut, {Value(-1, 0): image}, 1) if cut else None
+    finally:
+        runtime.close()
+
+
 def measure(
-    client: OffloadClient, prober: Server, bare: Callable[[bytes, float], float], image: Array, nbytes: int
+    client: OffloadClient,
+    head: Callable[[], object],
+    prober: Server,
+    bare: Callable[[bytes, float], float],
+    image: Array,
+    nbytes: int,
 ) -> dict[str, float]:
     """Medians in milliseconds: an inference and its parts, probes with as many bytes and with none, a bare echo."""
     payload = os.urandom(nbytes)
@@ -99,14 +128,18 @@ def measure(
     client.infer(image)
     for _ in range(ROUNDS):
         timings = client.infer(image).timings
-        head = timings.head if timings.encode else 0.0
-        for key, seconds in (("total", timings.total), ("head", head), ("tail", timings.tail)):
+        for key, seconds in (("total", timings.total), ("head", timings.head), ("tail", timings.tail)):
             readings[key].append(seconds)
-        readings["beyond"].append(timings.total - head - timings.tail)  # of each, since computing varies by more
-        bare(payload, timings.tail)  # as an inference follows one, or a probe
+        # Of each inference, since computing varies by more.
+        readings["beyond"].append(timings.total - timings.head - timings.tail)
+        client.infer(
+            image
+        )  # leaves the caches of the server as an inference finds them, and a head those of the device
+        head()
         readings["bare"].append(bare(payload, timings.tail))
         for key, body in (("probe", payload), ("empty", b"")):
-            client.infer(image)  # leaves the caches as an inference finds them
+            client.infer(image)
+            head()
             started = time.perf_counter()
             prober.probe(body, 10.0)
             readings[key].append(time.perf_counter() - started)

@@ -309,7 +309,7 @@ class OffloadClient:
             values.update(self._local.finish(cut.index, values, batch))
             why = f"local after cut {cut.index}: {error}"
             return Choice(self._graph.whole, choice.predicted_seconds, lambda: why), None
-        values.update(zip(self._graph.tail(cut.index).outputs, reply.outputs, strict=True))
+        values.update(zip(self._graph.segment(cut.index, self._graph.whole).outputs, reply.outputs, strict=True))
         self._monitor.served(reply.queue_seconds, reply.tail_seconds)
         self._monitor.heard(reply.status)
         self._monitor.link.record(reply.sent_bytes, reply.received_bytes, reply.network_seconds)

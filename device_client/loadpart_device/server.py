@@ -107,12 +107,13 @@ class Server:
         encoded = time.perf_counter()
         data = _call(self._infer, request, timeout_seconds)
         response, outputs = without_tensors(offload_pb2.InferResponse, data, codec=codec, copy=True)
+        server_seconds, tail_seconds = response.server_seconds, response.tail_seconds
         return TailReply(
             outputs,
             encode_seconds=encoded - started,
-            network_seconds=max(0.0, time.perf_counter() - encoded - response.server_seconds),
-            queue_seconds=response.server_seconds - response.tail_seconds,
-            tail_seconds=response.tail_seconds,
+            network_seconds=max(0.0, time.perf_counter() - encoded - server_seconds),
+            queue_seconds=server_seconds - tail_seconds,
+            tail_seconds=tail_seconds,
             status=response.status,
             sent_bytes=len(request),
             received_bytes=len(data),
