@@ -1,8 +1,8 @@
 """The least that a call of this shape takes here: gRPC and a worker process, with nothing of the project in between.
 
 An asyncio server copies a request into memory that it shares with its worker process, tells it by one byte, and answers
-when a byte comes back. The worker multiplies matrices for as long as it is told to, as a tail would, so that the code
-on the answer's way is as cold as it is after a tail.
+when a byte comes back. The worker multiplies matrices for as long as it is told to and reads as much memory as it is
+told to meanwhile, as a tail reads its weights, so that the code on the answer's way is as cold as it is after a tail.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 _METHOD = "/benchmark.Echo/Work"
 _SLOT_BYTES = 32 << 20
 _ANSWER_BYTES = 4_000  # scores of a thousand classes
-_SECONDS = struct.Struct("!d")
+_WORK = struct.Struct("!dd")  # seconds, bytes to read
+_WEIGHT_BYTES = 640 << 20  # more than any of the networks has
+_STEP_BYTES = 256 << 10
 _OPTIONS = [("grpc.max_receive_message_length", _SLOT_BYTES), ("grpc.so_reuseport", 0)]
 
 
 @contextlib.contextmanager
-def echo(core: int) -> Iterator[Callable[[bytes, float], float]]:
+def echo(core: int) -> Iterator[Callable[[int, bytes, float], float]]:
     """Starts server and worker on a core, and ends them with the block.
 
-    Gives a function of a payload and seconds of work; it makes the call and gives its seconds beyond the work's.
+    Gives a function of bytes that the work reads, a payload and seconds of work; it makes the call and gives its
+    seconds beyond the work's.
     """
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.echo", str(core)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -43,11 +46,11 @@ def echo(core: int) -> Iterator[Callable[[bytes, float], float]]:
         with grpc.insecure_channel(f"127.0.0.1:{int(process.stdout.readline())}", _OPTIONS) as channel:
             call: Any = channel.unary_unary(_METHOD)
 
-            def seconds_beyond_work(payload: bytes, work_seconds: float) -> float:
-                request = _SECONDS.pack(work_seconds) + payload
+            def seconds_beyond_work(work_bytes: int, payload: bytes, work_seconds: float) -> float:
+                request = _WORK.pack(work_seconds, work_bytes) + payload
                 started = time.perf_counter()
                 answer = call(request)
-                return time.perf_counter() - started - float(_SECONDS.unpack_from(answer)[0])
+                return time.perf_counter() - started - float(_WORK.unpack_from(answer)[0])
 
             yield seconds_beyond_work
     finally:
@@ -96,14 +99,21 @@ async def _serve(slot: mmap.mmap, worker: socket.socket) -> None:
 def _work(slot: mmap.mmap, server: socket.socket) -> None:
     """Works when told to, until the server is gone."""
     rows, matrix = np.random.default_rng(0).random((2, 1000, 1000), np.float32)
+    weights = np.ones(_WEIGHT_BYTES // 4, np.float32)
+    step = _STEP_BYTES // 4
     row = 0
     while server.recv(1):
         started = time.perf_counter()
-        ends = started + _SECONDS.unpack_from(slot)[0]
-        while time.perf_counter() < ends:
-            rows[row] = np.tanh(rows[row] @ matrix)
-            row = (row + 1) % len(rows)
-        _SECONDS.pack_into(slot, 0, time.perf_counter() - started)
+        seconds, nbytes = _WORK.unpack_from(slot)
+        read = 0
+        while (passed := time.perf_counter() - started) < seconds:
+            if read * 4 < nbytes * passed / seconds:
+                weights[read : read + step].sum()
+                read += step
+            else:
+                rows[row] = np.tanh(rows[row] @ matrix)
+                row = (row + 1) % len(rows)
+        _WORK.pack_into(slot, 0, time.perf_counter() - started, 0.0)
         server.send(b"!")
 
 

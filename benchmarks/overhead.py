@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,8 @@ def main() -> None:
                         bare_head(prober, name, Path(cache), cut, image) as head,
                     ):
                         client.wait_ready()
-                        row = measure(client, head, prober, bare, image, nbytes)
+                        weight_bytes = sum(layer.weight_bytes for layer in aware.graph.layers[cut:])
+                        row = measure(client, head, prober, partial(bare, weight_bytes), image, nbytes)
                     decisions += [aware.infer(image).timings.decide for _ in range(ROUNDS // 4)]
                     bytes_need = max(0.0, row["probe"] - row["empty"])
                     overhead = row["beyond"] - bytes_need
