@@ -164,9 +164,12 @@ def steady(server: Daemon, cache: str) -> list[float]:
                 time.sleep(1.5)
                 for _ in range(10):
                     client.infer(image)
-                cuts = [client.infer(image).plan.cut for _ in range(STEADY)]
-        changes = sum(before != after for before, after in itertools.pairwise(cuts))
-        rates.append(100 * changes / STEADY)
+                taken = [client.infer(image).plan for _ in range(STEADY)]
+        changes = [after for before, after in itertools.pairwise(taken) if before.cut != after.cut]
+        for plan in changes:
+            console.print(f"{name}, {number} clients: to {plan.reason}")
+        cuts = [plan.cut for plan in taken]
+        rates.append(100 * len(changes) / STEADY)
         plans = ", ".join(f"{cut} ({cuts.count(cut)})" for cut in sorted(set(cuts)))
         table.add_row(name, str(number), "slow" if share < 1 else "quick", plans, f"{rates[-1]:.2f}")
     console.print(table)

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.daemon import daemon
 
 from loadpart_common.store import ModelStore
+from loadpart_common.wire import CODECS
 from loadpart_device import (
     CutError,
     InputError,
@@ -24,6 +25,8 @@ from loadpart_device import (
     OffloadClient,
     SettingsError,
 )
+from loadpart_device.monitor import Monitor
+from loadpart_device.server import Server
 from tests.networks import SERVABLE
 from tests.support import eventually, inputs_for, store_of
 
@@ -230,6 +233,23 @@ def test_wrong_options_name_the_field(
     with pytest.raises(error, match=message):
         connect(**options)
     assert threading.active_count() <= threads + 1
+
+
+def test_transfers_while_segments_are_built_tell_nothing_of_the_link(server: Daemon) -> None:
+    connection, quiet = Server(server.target, 1 << 28), False
+    monitor = Monitor(connection, lambda _: None, lambda: quiet)
+    info = connection.list_models(10)["tiny"]
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    reply = connection.infer("tiny", info.digest, 0, [image], CODECS["raw"], 10)
+    monitor.link.record(0, 0, 0.001)
+    monitor.served(reply._replace(sent_bytes=1 << 20, network_seconds=2.0))
+    assert monitor.link.reading is None
+    assert monitor.load is not None
+    quiet = True
+    monitor.served(reply._replace(sent_bytes=1 << 20, network_seconds=0.5))
+    assert monitor.link.reading is not None
+    assert monitor.link.reading.megabits == pytest.approx(16.8, rel=0.01)
+    connection.close()
 
 
 @pytest.mark.parametrize("policy", ["local", "offload"])

@@ -310,9 +310,7 @@ class OffloadClient:
             why = f"local after cut {cut.index}: {error}"
             return Choice(self._graph.whole, choice.predicted_seconds, lambda: why), None
         values.update(zip(self._graph.segment(cut.index, self._graph.whole).outputs, reply.outputs, strict=True))
-        self._monitor.served(reply.queue_seconds, reply.tail_seconds)
-        self._monitor.heard(reply.status)
-        self._monitor.link.record(reply.sent_bytes, reply.received_bytes, reply.network_seconds)
+        self._monitor.served(reply)
         return choice, reply
 
     def _patience(self, cut: int, batch: int, started: float) -> float:

@@ -71,11 +71,12 @@ class LocalRuntime:
         self._slow_down = SlowDown(readings=_READINGS)
         self._head_seconds = self._curves.head_seconds(self._anchors.seconds)
         self._builds: list[Future[None]] = []
+        self._unfinished: set[Future[None]] = set()  # of them
 
     @property
     def is_quiet(self) -> bool:
-        """Whether everything that was asked for is built; building takes the interpreter for itself now and then."""
-        return all(build.done() for build in self._builds)
+        """Whether everything that was asked for is built; building takes the interpreter and the cores."""
+        return not self._unfinished
 
     @property
     def ready_cuts(self) -> frozenset[int]:
@@ -110,7 +111,11 @@ class LocalRuntime:
         """
         wanted = [cut for cut in cuts if cut not in self.ready_cuts]
         with self._lock:  # the client and its monitor may ask at the same time
-            self._builds += [self._executor.submit(self._build, cut) for cut in wanted]
+            builds = [self._executor.submit(self._build, cut) for cut in wanted]
+            self._builds += builds
+            self._unfinished.update(builds)
+        for build in builds:
+            build.add_done_callback(self._unfinished.discard)
 
     def wait_built(self) -> None:
         """Waits until everything that was asked for so far is built.

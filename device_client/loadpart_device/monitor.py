@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from loadpart.v1 import offload_pb2
     from loadpart_device.policies import ServerLoad
-    from loadpart_device.server import Server, StatusStream
+    from loadpart_device.server import Server, StatusStream, TailReply
 
 _FIRST_RETRY_SECONDS = 0.25
 _LAST_RETRY_SECONDS = 8.0
@@ -111,9 +111,12 @@ class Monitor:
         self._load.heard(status)
         self._failures, self._retry_at = 0, 0.0
 
-    def served(self, queue_seconds: float, tail_seconds: float) -> None:
-        """Takes in what a request of this device's was to the server."""
-        self._load.served(queue_seconds, tail_seconds)
+    def served(self, reply: TailReply) -> None:
+        """Takes in what a request of this device's was to the server and to the link."""
+        self._load.served(reply.queue_seconds, reply.tail_seconds)
+        self.heard(reply.status)
+        if self._is_quiet():  # what a slow device takes to build segments would pass for a thin link
+            self.link.record(reply.sent_bytes, reply.received_bytes, reply.network_seconds)
 
     def failed(self, error: OffloadError) -> None:
         """Takes in a failure: the server is left alone for a while, twice as long as the last time."""
