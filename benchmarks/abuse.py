@@ -20,7 +20,7 @@ from rich.progress import track
 
 from benchmarks.daemon import conditions, daemon, export_missing
 from loadpart.v1 import offload_pb2
-from loadpart_common.wire import CODECS, METHODS, channel_options, with_tensors, without_tensors
+from loadpart_common.wire.framing import CODECS, METHODS, channel_options, with_tensors, without_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

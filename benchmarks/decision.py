@@ -19,16 +19,16 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.daemon import conditions, export_missing
-from loadpart_common.cost import Plans, lower_hull, points
-from loadpart_common.latency import Curves, shipped_model
-from loadpart_common.store import ModelStore
-from loadpart_common.zoo import NETWORKS
-from loadpart_device.link import LinkReading
-from loadpart_device.policies import ServerLoad, World, make_policy
+from loadpart_common.engines.mindspore.zoo import NETWORKS
+from loadpart_common.latency.model import Curves, shipped_model
+from loadpart_common.planning.plans import Plans, lower_hull, points
+from loadpart_common.store.model_store import ModelStore
+from loadpart_device.deciding.policies import ServerLoad, World, make_policy
+from loadpart_device.edges.link import LinkReading
 
 if TYPE_CHECKING:
-    from loadpart_common.cost import Point
     from loadpart_common.graph import Graph
+    from loadpart_common.planning.plans import Point
     from loadpart_common.tensors import Array
 
 VECTORS = 100_000

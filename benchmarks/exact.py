@@ -24,19 +24,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
+from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.graph import Value
-from loadpart_common.store import ModelStore
-from loadpart_common.wire import CODECS
-from loadpart_common.zoo import NETWORKS
+from loadpart_common.store.model_store import ModelStore
+from loadpart_common.wire.framing import CODECS
+from loadpart_device.edges.connection import Server
 from loadpart_device.images import load_images
 from loadpart_device.local import LocalRuntime
-from loadpart_device.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadpart_common.graph import Graph
-    from loadpart_common.store import StoredModel
+    from loadpart_common.store.model_store import StoredModel
     from loadpart_common.tensors import Array
 
 FOREIGN = ("tiny", "two", "in-place")

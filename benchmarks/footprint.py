@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
-from loadpart_common.store import ModelStore
-from loadpart_common.zoo import NETWORKS
+from loadpart_common.engines.mindspore.zoo import NETWORKS
+from loadpart_common.store.model_store import ModelStore
 
 IMPORTS = 7
 LIMIT_READY_SECONDS, LIMIT_GIGABYTES, LIMIT_IMPORT_SECONDS = 90.0, 4.0, 0.5

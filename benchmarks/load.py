@@ -24,9 +24,9 @@ from rich.table import Table
 
 from benchmarks.daemon import Daemon, conditions, daemon, export_missing
 from benchmarks.testbed import SlowDevice, slow_device
-from loadpart_common.wire import CODECS
+from loadpart_common.wire.framing import CODECS
 from loadpart_device import OffloadClient
-from loadpart_device.server import Server
+from loadpart_device.edges.connection import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

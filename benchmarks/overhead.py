@@ -28,12 +28,12 @@ from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
 from benchmarks.echo import echo
+from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.graph import Value
-from loadpart_common.zoo import NETWORKS
 from loadpart_device import OffloadClient
+from loadpart_device.edges.connection import Server
 from loadpart_device.local import LocalRuntime
-from loadpart_device.models import find_model
-from loadpart_device.server import Server
+from loadpart_device.model_cache import find_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,14 +20,14 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.daemon import conditions, export_missing
-from loadpart_common.calibration import NETWORKS as CALIBRATED
-from loadpart_common.calibration import calibrate, profile, profile_cuts
 from loadpart_common.console import progress
-from loadpart_common.engine import Engine
-from loadpart_common.latency import Curves, Profile
-from loadpart_common.mindir import ModelFile, Program
-from loadpart_common.store import ModelStore
-from loadpart_common.zoo import NETWORKS, export_synthetic
+from loadpart_common.engines import Engine
+from loadpart_common.engines.mindspore.zoo import NETWORKS, export_synthetic
+from loadpart_common.formats.mindir import ModelFile, Program
+from loadpart_common.latency.calibration import NETWORKS as CALIBRATED
+from loadpart_common.latency.calibration import calibrate, profile, profile_cuts
+from loadpart_common.latency.model import Curves, Profile
+from loadpart_common.store.model_store import ModelStore
 
 if TYPE_CHECKING:
     from loadpart_common.graph import Graph, Layer

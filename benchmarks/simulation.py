@@ -24,15 +24,15 @@ from rich.table import Table
 
 from benchmarks.daemon import export_missing
 from loadpart.v1 import offload_pb2
-from loadpart_common.cost import Plans, Point, Weights, lower_hull, points
-from loadpart_common.latency import Curves, shipped_model
-from loadpart_common.slowdown import SlowDown
-from loadpart_common.store import ModelStore
-from loadpart_device.link import LinkReading
-from loadpart_device.load import LoadFollower
-from loadpart_device.policies import BandwidthOnly, LoadAware, ServerLoad, World
-from loadpart_edge.load import ActiveDevices, Backlog
-from loadpart_edge.status import is_large_change, least_gap_seconds
+from loadpart_common.latency.model import Curves, shipped_model
+from loadpart_common.latency.slow_down import SlowDown
+from loadpart_common.planning.plans import Plans, Point, Weights, lower_hull, points
+from loadpart_common.store.model_store import ModelStore
+from loadpart_device.deciding.policies import BandwidthOnly, LoadAware, ServerLoad, World
+from loadpart_device.edges.link import LinkReading
+from loadpart_device.edges.load import LoadFollower
+from loadpart_edge.scheduling.load import ActiveDevices, Backlog
+from loadpart_edge.scheduling.status import is_large_change, least_gap_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

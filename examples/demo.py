@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from loadpart_common.zoo import NETWORKS
+from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_device import OffloadClient
 from loadpart_device.images import load_images
 

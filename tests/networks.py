@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadpart_common.engine import protobuf_compat
+from loadpart_common.engines.mindspore import protobuf_loader
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-protobuf_compat.install()
+protobuf_loader.install()
 
 import mindspore  # noqa: E402
 from mindspore import nn, ops  # noqa: E402

@@ -11,7 +11,7 @@ import numpy as np
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.errors import from_rpc_error
-from loadpart_common.wire import CODECS, METHODS, channel_options, with_tensors, without_tensors
+from loadpart_common.wire.framing import CODECS, METHODS, channel_options, with_tensors, without_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

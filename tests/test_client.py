@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from benchmarks.daemon import daemon
 
-from loadpart_common.store import ModelStore
-from loadpart_common.wire import CODECS
+from loadpart_common.store.model_store import ModelStore
+from loadpart_common.wire.framing import CODECS
 from loadpart_device import (
     CutError,
     InputError,
@@ -25,8 +25,8 @@ from loadpart_device import (
     OffloadClient,
     SettingsError,
 )
-from loadpart_device.monitor import Monitor
-from loadpart_device.server import Server
+from loadpart_device.edges.connection import Server
+from loadpart_device.edges.monitor import Monitor
 from tests.networks import SERVABLE
 from tests.support import eventually, inputs_for, store_of
 

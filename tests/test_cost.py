@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadpart_common.cost import Plans, Point, Weights, lower_hull
+from loadpart_common.planning.plans import Plans, Point, Weights, lower_hull
 
 amounts = st.floats(0, 10, allow_nan=False).map(lambda value: round(value, 3))
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from loadpart_common.engine import Engine, EngineExecutor
-from loadpart_common.engine.denormals import flushed
+from loadpart_common.engines import Engine, EngineExecutor
+from loadpart_common.engines.mindspore.denormals import flushed
+from loadpart_common.engines.mindspore.zoo import NETWORKS, export
+from loadpart_common.engines.mindspore.zoo.export import build
 from loadpart_common.errors import SettingsError
+from loadpart_common.formats.mindir import ModelFile
 from loadpart_common.graph import Value
-from loadpart_common.mindir import ModelFile
-from loadpart_common.zoo import NETWORKS, export
-from loadpart_common.zoo.export import build
 from tests.networks import SERVABLE
 from tests.support import inputs_for
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from loadpart_common.engine import LoadedModel
+    from loadpart_common.engines import LoadedModel
     from loadpart_common.tensors import Array
 
 THREADS = 1

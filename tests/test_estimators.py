@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadpart.v1 import offload_pb2
-from loadpart_common.slowdown import SlowDown
-from loadpart_device.link import MEASURABLE_BYTES, LinkEstimator
-from loadpart_device.load import LoadFollower
-from loadpart_device.policies import ServerLoad
-from loadpart_edge.load import ActiveDevices, Backlog
+from loadpart_common.latency.slow_down import SlowDown
+from loadpart_device.deciding.policies import ServerLoad
+from loadpart_device.edges.link import MEASURABLE_BYTES, LinkEstimator
+from loadpart_device.edges.load import LoadFollower
+from loadpart_edge.scheduling.load import ActiveDevices, Backlog
 from tests.support import Clock
 
 

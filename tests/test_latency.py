@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadpart_common.calibration import Sample, fit
 from loadpart_common.errors import SettingsError
-from loadpart_common.latency import Anchors, Curves, LatencyModel, Profile, shipped_model
-from loadpart_common.machine import Measurements, machine_name
+from loadpart_common.latency.calibration import Sample, fit
+from loadpart_common.latency.measurements import Measurements, machine_name
+from loadpart_common.latency.model import Anchors, Curves, LatencyModel, Profile, shipped_model
 from tests.test_graph import chain
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def test_observations_correct_slowly_and_outliers_do_not_jerk() -> None:
 CALIBRATE = """
 import sys
 from pathlib import Path
-from loadpart_common.calibration import calibrate, profile
-from loadpart_common.engine import Engine
+from loadpart_common.latency.calibration import calibrate, profile
+from loadpart_common.engines import Engine
 
 engine = Engine(threads=1)
 steps = []

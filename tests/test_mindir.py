@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loadpart_common.errors import ModelError, ModelNotFoundError
+from loadpart_common.formats.mindir import ModelFile, Program
 from loadpart_common.graph import Graph
-from loadpart_common.mindir import ModelFile, Program
-from loadpart_common.store import MANIFEST, ModelStore
+from loadpart_common.store.model_store import MANIFEST, ModelStore
 from loadpart_common.tensors import BATCH
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from benchmarks.daemon import daemon, export_missing
 
-from loadpart_common.store import ModelStore
-from loadpart_common.zoo import NETWORKS
+from loadpart_common.engines.mindspore.zoo import NETWORKS
+from loadpart_common.store.model_store import ModelStore
 from loadpart_device import OffloadClient
 from loadpart_edge.settings import load_settings
 from tests.support import inputs_for

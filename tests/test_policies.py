@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from loadpart_common.cost import Plans, Point
-from loadpart_device.link import LinkReading
-from loadpart_device.policies import LoadAware, ServerLoad, World, make_policy
+from loadpart_common.planning.plans import Plans, Point
+from loadpart_device.deciding.policies import LoadAware, ServerLoad, World, make_policy
+from loadpart_device.edges.link import LinkReading
 from tests.support import Clock
 from tests.test_graph import chain
 

@@ -28,8 +28,8 @@ from loadpart_common.errors import (
     RequestError,
     UnavailableError,
 )
-from loadpart_common.manifest import Manifest
-from loadpart_common.wire import with_tensors
+from loadpart_common.store.manifest import Manifest
+from loadpart_common.wire.framing import with_tensors
 from tests.networks import SERVABLE
 from tests.support import RAW, RawClient, eventually, store_of
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadpart.v1 import offload_pb2
-from loadpart_common.store import ModelStore
-from loadpart_edge.models import ServedModels
-from loadpart_edge.scheduler import Scheduler
+from loadpart_common.store.model_store import ModelStore
+from loadpart_edge.scheduling.scheduler import Scheduler
+from loadpart_edge.scheduling.status import StatusBoard
+from loadpart_edge.served_models import ServedModels
 from loadpart_edge.settings import load_settings
-from loadpart_edge.status import StatusBoard
 
 if TYPE_CHECKING:
     from pathlib import Path

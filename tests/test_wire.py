@@ -8,9 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.errors import InputError, RequestError
+from loadpart_common.protobuf_fields import encode_varint, field_prefix
 from loadpart_common.tensors import DTYPES, TensorSpec, check_arrays
-from loadpart_common.wire import CODECS, with_tensors, without_tensors
-from loadpart_common.wireformat import encode_varint, field_prefix
+from loadpart_common.wire.framing import CODECS, with_tensors, without_tensors
 
 RAW = CODECS["raw"]
 arrays = hnp.arrays(

@@ -35,8 +35,8 @@ from benchmarks.comparison.others import DEVICES_A_NETWORK
 from benchmarks.comparison.records import Results, Writer, read
 from benchmarks.daemon import BIN, conditions, daemon, export_missing
 from benchmarks.testbed import SERVER_ADDRESS, link
-from loadpart_common.engine import EngineExecutor
-from loadpart_common.machine import Measurements
+from loadpart_common.engines import EngineExecutor
+from loadpart_common.latency.measurements import Measurements
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,19 +19,19 @@ import numpy as np
 from benchmarks.comparison.grid import IDLE, NETWORKS, Load
 from benchmarks.comparison.records import Measured, Sample
 from benchmarks.testbed import slow_device
-from loadpart_common.machine import Measurements
-from loadpart_common.wire import BACKLOG_WINDOW_SECONDS
+from loadpart_common.latency.measurements import Measurements
+from loadpart_common.wire.framing import BACKLOG_WINDOW_SECONDS
 from loadpart_device import OffloadClient
-from loadpart_device.policies import ADAPTIVE
+from loadpart_device.deciding.policies import ADAPTIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from benchmarks.comparison.grid import Condition
     from benchmarks.testbed import Link
-    from loadpart_common.latency import LatencyModel
+    from loadpart_common.latency.model import LatencyModel
     from loadpart_common.tensors import Array
-    from loadpart_device.policies import ServerLoad
+    from loadpart_device.deciding.policies import ServerLoad
 
 SHARES = {4: 0.25, 8: 0.15}
 """Of a core that a device has which is about so many times slower."""

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadpart_common.store import ModelStore
-from loadpart_common.wire import CODECS
-from loadpart_device.server import Server
+from loadpart_common.store.model_store import ModelStore
+from loadpart_common.wire.framing import CODECS
+from loadpart_device.edges.connection import Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

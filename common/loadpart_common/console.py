@@ -17,10 +17,10 @@ from loadpart_common.errors import OffloadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from loadpart_common.engine import Engine
-    from loadpart_common.latency import LatencyModel
-    from loadpart_common.machine import Measurements
-    from loadpart_common.store import StoredModel
+    from loadpart_common.engines import Engine
+    from loadpart_common.latency.measurements import Measurements
+    from loadpart_common.latency.model import LatencyModel
+    from loadpart_common.store.model_store import StoredModel
 
 LatencyFolder = Annotated[Path | None, typer.Option(help="Folder for what is measured of this machine.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of one operator; all cores if absent.")]
@@ -48,7 +48,7 @@ def run(app: typer.Typer, name: str) -> None:
 def calibrate(measurements: Measurements, *, show: bool) -> None:
     """Measures this machine, keeps the latency model and prints it; with `show`, prints the one in use only."""
     if not show:
-        from loadpart_common.calibration import calibrate as measure
+        from loadpart_common.latency.calibration import calibrate as measure
 
         with progress("calibrating") as tell, _engine(measurements.threads) as engine:
             measurements.save_model(measure(engine, on_progress=tell))
@@ -57,8 +57,8 @@ def calibrate(measurements: Measurements, *, show: bool) -> None:
 
 def profile(measurements: Measurements, stored: StoredModel) -> None:
     """Measures one network on this machine, keeps its profile and prints it beside what the model predicts."""
-    from loadpart_common.calibration import profile as measure
-    from loadpart_common.latency import Curves
+    from loadpart_common.latency.calibration import profile as measure
+    from loadpart_common.latency.model import Curves
 
     latency = measurements.model()
     with progress(f"profiling {stored.manifest.name}") as tell, _engine(measurements.threads) as engine:
@@ -102,7 +102,7 @@ def _print_model(model: LatencyModel, path: Path) -> None:
 
 @contextlib.contextmanager
 def _engine(threads: int) -> Iterator[Engine]:
-    from loadpart_common.engine import Engine
+    from loadpart_common.engines import Engine
 
     engine = Engine(threads=threads)
     try:

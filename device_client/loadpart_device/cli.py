@@ -17,23 +17,23 @@ from rich.table import Table
 
 from loadpart_common import console
 from loadpart_common.errors import SettingsError
-from loadpart_common.machine import Measurements, usable_cores
-from loadpart_common.wire import DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_common.latency.measurements import Measurements, usable_cores
+from loadpart_common.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.client import OffloadClient
-from loadpart_device.decisions import read_decisions, summary
-from loadpart_device.explain import State, look_up
+from loadpart_device.deciding.decision_log import read_decisions, summary
+from loadpart_device.deciding.explain import State, look_up
+from loadpart_device.deciding.plot import plot as draw
+from loadpart_device.deciding.policies import ADAPTIVE, POLICIES
+from loadpart_device.edges.connection import Server
 from loadpart_device.images import load_images
-from loadpart_device.models import default_cache, find_model
-from loadpart_device.plot import plot as draw
-from loadpart_device.policies import ADAPTIVE, POLICIES
-from loadpart_device.server import Server
+from loadpart_device.model_cache import default_cache, find_model
 from loadpart_device.settings import ENV_PREFIX, load_settings, parse_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from loadpart_common.tensors import Array
-    from loadpart_device.explain import Network, PlanCost
+    from loadpart_device.deciding.explain import Network, PlanCost
     from loadpart_device.result import Result
     from loadpart_device.settings import Settings
 

@@ -13,33 +13,33 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from loadpart_common.cost import Plans, lower_hull, points
 from loadpart_common.errors import InputError, ModelNotFoundError, OffloadError, ServerError
 from loadpart_common.graph import Value
-from loadpart_common.machine import usable_cores
+from loadpart_common.latency.measurements import usable_cores
+from loadpart_common.planning.plans import Plans, lower_hull, points
 from loadpart_common.tensors import check_arrays
-from loadpart_common.wire import CODECS, DEFAULT_MAX_MESSAGE_BYTES
-from loadpart_device.decisions import DecisionLog
+from loadpart_common.wire.framing import CODECS, DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_device.deciding.decision_log import DecisionLog
+from loadpart_device.deciding.policies import Choice, World, make_policy, reply_bytes
+from loadpart_device.edges.connection import Server
+from loadpart_device.edges.monitor import Monitor
 from loadpart_device.local import LocalRuntime
 from loadpart_device.metrics import Metrics
-from loadpart_device.models import default_cache, find_model
-from loadpart_device.monitor import Monitor
-from loadpart_device.policies import Choice, World, make_policy, reply_bytes
+from loadpart_device.model_cache import default_cache, find_model
 from loadpart_device.result import Location, Plan, Result, Timings
-from loadpart_device.server import Server
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
     from loadpart.v1 import offload_pb2
-    from loadpart_common.cost import Point
     from loadpart_common.graph import Graph
+    from loadpart_common.planning.plans import Point
     from loadpart_common.tensors import Array
-    from loadpart_device.link import LinkReading
+    from loadpart_device.deciding.policies import ServerLoad
+    from loadpart_device.edges.connection import TailReply
+    from loadpart_device.edges.link import LinkReading
     from loadpart_device.local import Values
-    from loadpart_device.policies import ServerLoad
-    from loadpart_device.server import TailReply
 
 _CODEC = CODECS["raw"]
 _UNBOUNDED_SECONDS = 60.0

@@ -6,19 +6,19 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from loadpart_common.engine import EngineExecutor
-from loadpart_common.latency import Anchors, Curves
-from loadpart_common.machine import Measurements
-from loadpart_common.slowdown import SlowDown
+from loadpart_common.engines import EngineExecutor
+from loadpart_common.latency.measurements import Measurements
+from loadpart_common.latency.model import Anchors, Curves
+from loadpart_common.latency.slow_down import SlowDown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Future
     from pathlib import Path
 
-    from loadpart_common.engine import Engine, LoadedModel
+    from loadpart_common.engines import Engine, LoadedModel
     from loadpart_common.graph import Graph, Segment, Value
-    from loadpart_common.store import StoredModel
+    from loadpart_common.store.model_store import StoredModel
     from loadpart_common.tensors import Array
 
 _TIMED_RUNS = 3

@@ -10,7 +10,7 @@ from loadpart_common.errors import SettingsError
 
 if TYPE_CHECKING:
     from loadpart_common.errors import OffloadError
-    from loadpart_device.monitor import Monitor
+    from loadpart_device.edges.monitor import Monitor
     from loadpart_device.result import Result
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from loadpart_common import console
+from loadpart_common.engines.mindspore.zoo import NETWORKS
+from loadpart_common.engines.mindspore.zoo import export as export_network
 from loadpart_common.errors import OffloadError
-from loadpart_common.machine import Measurements
-from loadpart_common.store import ModelStore
-from loadpart_common.zoo import NETWORKS
-from loadpart_common.zoo import export as export_network
+from loadpart_common.latency.measurements import Measurements
+from loadpart_common.store.model_store import ModelStore
 from loadpart_edge.daemon import Daemon
 from loadpart_edge.settings import ENV_PREFIX, load_settings
 

@@ -14,19 +14,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import start_http_server
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.store import ModelStore
-from loadpart_common.wire import SERVICE, channel_options
+from loadpart_common.store.model_store import ModelStore
+from loadpart_common.wire.framing import SERVICE, channel_options
 from loadpart_edge.metrics import Metrics
-from loadpart_edge.models import ServedModels
-from loadpart_edge.scheduler import Scheduler
-from loadpart_edge.service import OffloadService
-from loadpart_edge.status import StatusBoard
+from loadpart_edge.rpc.service import OffloadService
+from loadpart_edge.scheduling.scheduler import Scheduler
+from loadpart_edge.scheduling.status import StatusBoard
+from loadpart_edge.served_models import ServedModels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from loadpart_edge.messages import Prepare, Prepared
     from loadpart_edge.settings import Settings
+    from loadpart_edge.workers.local.messages import Prepare, Prepared
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
-    from loadpart_edge.scheduler import Outcome, Scheduler
-    from loadpart_edge.status import StatusBoard
+    from loadpart_edge.scheduling.scheduler import Outcome, Scheduler
+    from loadpart_edge.scheduling.status import StatusBoard
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 

@@ -16,8 +16,8 @@ from pydantic_settings import (
 )
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.machine import default_folder, usable_cores
-from loadpart_common.wire import DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_common.latency.measurements import default_folder, usable_cores
+from loadpart_common.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,1 @@
+"""The MindSpore engine, and everything that only MindSpore needs."""

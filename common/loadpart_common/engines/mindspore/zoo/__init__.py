@@ -1,0 +1,10 @@
+"""The six networks of the LoADPart paper, as MindSpore cells, for exporting into a model store.
+
+Nothing else knows this code: from the store on, a network is a file. Importing this package does not import MindSpore;
+building a network does.
+"""
+
+from loadpart_common.engines.mindspore.zoo.catalog import NETWORKS, NetworkInfo
+from loadpart_common.engines.mindspore.zoo.export import export, export_synthetic
+
+__all__ = ["NETWORKS", "NetworkInfo", "export", "export_synthetic"]

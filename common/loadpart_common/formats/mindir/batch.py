@@ -1,0 +1,57 @@
+"""Whether a model that was exported for one batch size may be run with another.
+
+Shapes in a file are those of the batch that it was exported with. Most operators do not care, but some have a size
+written into them: a reshape to (1, 9216), a slice up to row 1. A wrong guess would give wrong answers, so an operator
+that is not known to be free binds the model to its batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loadpart_common.formats.mindir.program import Program
+
+_FREE = frozenset(
+    {
+        "Abs", "Add", "AddN", "AvgPool", "BatchNorm", "BatchNormExt", "BatchNormWithActivation", "BiasAdd", "Cast",
+        "Clamp", "ClampScalar", "Conv2D", "Conv2DExt", "Conv2DPadding", "ConvStride", "Convolution", "DepthwiseConv2D",
+        "Dense", "Div", "Elu", "Erf", "Exp", "Flatten", "GeLU", "Gelu", "HSigmoid", "HSwish", "LeakyReLU", "Log",
+        "MatMul", "MaxPool", "Maximum", "Minimum", "Mish", "Mul", "Muls", "Neg", "Pow", "PReLU", "ReLU", "ReLU6",
+        "RealDiv", "Rsqrt", "Sigmoid", "SiLU", "Softplus", "Sqrt", "Square", "Sub", "Swish", "Tanh", "TensorMove",
+        "AvgPool2D", "MaxPoolWithMask", "AdaptiveAvgPool2D", "AdaptiveAvgPool2DExt", "Softsign", "InplaceAddExt",
+    }
+)  # fmt: skip
+"""Operators that treat every item of the batch alike and hold no batch size."""
+
+_AXIS_SECOND = frozenset(
+    {"Concat", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "MeanExt", "Softmax", "LogSoftmax", "Split"}
+)
+"""Operators whose second input (or setting) names axes; free when these leave the batch alone."""
+
+
+def frees_batch(program: Program, name: str) -> bool:
+    """Whether a node gives the right answer for any batch size, whatever size it was exported with."""
+    kind = program.kind(name)
+    if kind in _FREE:
+        return True
+    node = program.nodes[name]
+    if kind in _AXIS_SECOND:
+        axes = program.constant(node.input[1]) if len(node.input) > 1 else None
+        axes = axes or program.settings(name, "axis")
+        return bool(axes) and all(axis != 0 and axis > -len(_first_shape(program, name)) for axis in axes)
+    if kind == "Transpose":
+        order = program.constant(node.input[1]) if len(node.input) > 1 else None
+        return order is not None and order[:1] == (0,)
+    if kind == "Reshape":
+        shape = program.constant(node.input[1]) if len(node.input) > 1 else None
+        return shape is not None and shape[:1] == (-1,)
+    if kind == "Pad":
+        return program.settings(name, "paddings")[:2] == (0, 0)
+    return False
+
+
+def _first_shape(program: Program, name: str) -> tuple[int, ...]:
+    """Shape of the first tensor that a node takes."""
+    source = next(program.members(program.nodes[name].input[0]))
+    return program.shape(source) or ()

@@ -1,0 +1,146 @@
+"""A MindIR file, mapped into memory: its structure parsed, its weights left where they are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from loadpart.mindir.v1 import mindir_pb2
+from loadpart_common.errors import ModelError, ModelNotFoundError
+from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
+from loadpart_common.protobuf_fields import WireError, fields
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loadpart_common.tensors import Array
+
+_MODEL_GRAPH = mindir_pb2.Model.GRAPH_FIELD_NUMBER
+_GRAPH_PARAMETER = mindir_pb2.Graph.PARAMETER_FIELD_NUMBER
+_TENSOR_RAW_DATA = mindir_pb2.Tensor.RAW_DATA_FIELD_NUMBER
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Where a weight's elements lie in a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class ModelFile:
+    """A MindIR file.
+
+    Attributes:
+        path: The file.
+        identity: What tells it apart from other files, and from what it was before a change.
+        structure: The message without the elements of its weights.
+        weights: Where these are, by the name that the file gives them (`GRAPH:NAME`).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a file and parses its structure.
+
+        Raises:
+            ModelNotFoundError: There is no such file.
+            ModelError: It is no MindIR, is cut short, or keeps its weights in other files.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        except FileNotFoundError as error:
+            raise ModelNotFoundError(f"no model file at {path}") from error
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            raise ModelError(f"cannot read model file {path}: {error}") from error
+        self.structure = mindir_pb2.Model()
+        self.weights: dict[str, Weight] = {}
+        try:
+            self._parse()
+        except (DecodeError, WireError) as error:
+            self.close()
+            raise ModelError(f"{path} is not a MindIR file, or it is damaged: {error}") from error
+        if not self.structure.graph.node:
+            self.close()
+            raise ModelError(f"{path} is not a MindIR file, or it is damaged: it holds no graph")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return len(self._map)
+
+    def digest(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        with memoryview(self._map) as view:
+            return hashlib.sha256(view).hexdigest()
+
+    def read_weight(self, name: str) -> Array:
+        """A copy of a weight's elements."""
+        weight = self.weights[name]
+        count = math.prod(weight.shape)
+        return np.frombuffer(self._map, weight.dtype, count, weight.offset).reshape(weight.shape).copy()
+
+    def release_pages(self) -> None:
+        """Tells the system that what was read of the file need not stay in memory."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Unmaps the file."""
+        self._map.close()
+
+    def _parse(self) -> None:
+        """Parses everything but the elements of the weights: these are most of the file and would be copied twice."""
+        with memoryview(self._map) as view:
+            for number, start, value, end in fields(view, 0, len(view)):
+                if number == _MODEL_GRAPH:
+                    self._parse_graph(view, value, end)
+                else:
+                    self.structure.MergeFromString(bytes(view[start:end]))
+
+    def _parse_graph(self, view: memoryview, start: int, end: int) -> None:
+        for number, field_start, value, field_end in fields(view, start, end):
+            if number == _GRAPH_PARAMETER:
+                self._parse_parameter(view, value, field_end)
+            else:
+                self.structure.graph.MergeFromString(bytes(view[field_start:field_end]))
+
+    def _parse_parameter(self, view: memoryview, start: int, end: int) -> None:
+        tensor = self.structure.graph.parameter.add()
+        where = (start, start)
+        for number, field_start, value, field_end in fields(view, start, end):
+            if number == _TENSOR_RAW_DATA:
+                where = (value, field_end)
+            else:
+                tensor.MergeFromString(bytes(view[field_start:field_end]))
+        if tensor.HasField("external_data"):
+            raise ModelError(
+                f"{self.path}: weight {tensor.name!r} is kept in another file; export a model with its weights inside"
+            )
+        dtype = DTYPE_BY_NUMBER.get(tensor.data_type)
+        if dtype is None:
+            raise ModelError(f"{self.path}: weight {tensor.name!r} has the unknown element type {tensor.data_type}")
+        shape = tuple(tensor.dims)
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if where[1] - where[0] != nbytes:
+            raise ModelError(
+                f"{self.path}: weight {tensor.name!r} of shape {list(shape)} and type {dtype} should have {nbytes} "
+                f"bytes, but it has {where[1] - where[0]}"
+            )
+        self.weights[tensor.name] = Weight(dtype, shape, where[0], nbytes)

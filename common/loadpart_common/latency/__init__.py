@@ -1,0 +1,1 @@
+"""The latency model: idle seconds of any segment of any network on one machine, with one engine."""

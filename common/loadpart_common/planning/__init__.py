@@ -1,0 +1,1 @@
+"""Plans, and the decision among them."""

@@ -1,0 +1,1 @@
+"""The model store: a folder with a folder for each model."""

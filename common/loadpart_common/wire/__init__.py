@@ -1,0 +1,1 @@
+"""The offload protocol: endpoints, methods, tensors in messages, errors in statuses."""

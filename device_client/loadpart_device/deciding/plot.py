@@ -1,0 +1,101 @@
+"""Pictures of plans; needs matplotlib, the extra `plot`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadpart_common.errors import SettingsError
+from loadpart_common.planning.plans import Plans
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loadpart_device.deciding.explain import Network, State
+
+_PARTS = (
+    ("device_seconds", "device", "#0072B2", ""),
+    ("network_seconds", "network", "#E69F00", "//"),
+    ("queue_seconds", "queue", "#999999", ".."),
+    ("server_seconds", "server", "#009E73", "\\\\"),
+)
+"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), and hatches for print."""
+
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+_MOST_TIMES = 3.0  # of the best plan's latency that the bars show
+_STEPS = 160
+
+
+def plot(network: Network, state: State, path: Path) -> None:
+    """Draws what every cut costs, and which plan wins over bandwidth and load.
+
+    Raises:
+        SettingsError: matplotlib is missing, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SettingsError("plot: needs matplotlib: pip install 'loadpart[plot]'") from error
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    bars, winners = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_bars(bars, network, state)
+    _draw_winners(winners, network, state)
+    figure.suptitle(f"{network.name}: {network.source}\n{state}", fontsize=10)
+    try:
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"plot: cannot write {path}: {error}") from error
+
+
+def _draw_bars(axes: Any, network: Network, state: State) -> None:
+    costs = network.costs(state)
+    places = np.arange(len(costs))
+    bottom = np.zeros(len(costs))
+    for field, label, colour, hatch in _PARTS:
+        heights = np.array([getattr(cost, field) for cost in costs]) * 1e3
+        axes.bar(places, heights, 1.0, bottom, color=colour, label=label, hatch=hatch, edgecolor="white", linewidth=0.2)
+        bottom += heights
+    chosen = next(place for place, cost in enumerate(costs) if cost.chosen)
+    best = costs[chosen].total_seconds * 1e3
+    axes.set_ylim(0, min(best * _MOST_TIMES, bottom.max() * 1.1))
+    axes.annotate(
+        f"cut {costs[chosen].cut}\n{best:.1f} ms", (chosen, best), (0, 28), textcoords="offset points",
+        ha="center", fontweight="bold", arrowprops={"arrowstyle": "-|>"}, annotation_clip=False,
+    )  # fmt: skip
+    can_win = [place for place, cost in enumerate(costs) if cost.can_win]
+    axes.plot(can_win, np.zeros(len(can_win)), "k^", markersize=6, clip_on=False, label="can win")
+    axes.set_xticks(can_win, [str(costs[place].cut) for place in can_win])
+    axes.set_xlim(-1, len(costs))
+    axes.set_xlabel("cut (layers on the device)")
+    axes.set_ylabel("milliseconds")
+    axes.legend(loc="upper right", fontsize=8)
+
+
+def _draw_winners(axes: Any, network: Network, state: State) -> None:
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    plans = Plans(network.hull())
+    cuts = [point.cut for point in plans.points]
+    here = 8e-6 / state.seconds_per_byte
+    rates = np.geomspace(min(0.25, here / 2), max(256.0, here * 2), _STEPS)
+    loads = np.geomspace(1.0, max(32.0, state.server_slow_down * 2), _STEPS)
+    winner = [
+        [
+            cuts.index(plans.choose(replace(state, seconds_per_byte=8e-6 / rate, server_slow_down=load).weights)[0].cut)
+            for rate in rates
+        ]
+        for load in loads
+    ]
+    colours = ListedColormap([_COLOURS[position % len(_COLOURS)] for position in range(len(cuts))])
+    norm = BoundaryNorm(np.arange(len(cuts) + 1) - 0.5, len(cuts))
+    mesh = axes.pcolormesh(rates, loads, winner, cmap=colours, norm=norm, shading="nearest", rasterized=True)
+    bar = axes.figure.colorbar(mesh, ax=axes, ticks=range(len(cuts)))
+    bar.ax.set_yticklabels([f"cut {cut}" if cut < network.graph.whole else "local" for cut in cuts], fontsize=8)
+    axes.plot([here], [state.server_slow_down], "k*", markersize=14, markeredgecolor="white")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("uplink, Mbit/s")
+    axes.set_ylabel("server slow-down")
+    axes.set_title("which plan wins", fontsize=10)

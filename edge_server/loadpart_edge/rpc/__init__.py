@@ -1,0 +1,1 @@
+"""The gRPC service: it converts a request, calls, and converts the result back."""
