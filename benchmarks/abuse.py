@@ -20,7 +20,10 @@ from rich.progress import track
 
 from benchmarks.daemon import conditions, daemon, export_missing
 from loadpart.v1 import offload_pb2
-from loadpart_common.wire.framing import CODECS, METHODS, channel_options, with_tensors, without_tensors
+from loadpart_common.codecs.registry import CODECS
+from loadpart_common.wire.framing import decode, read_message, with_tensors
+from loadpart_common.wire.limits import channel_options
+from loadpart_common.wire.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,10 +94,8 @@ def main() -> None:
         good = with_tensors(head, [image], RAW)
 
         def answer() -> Array:
-            answered: Array = without_tensors(offload_pb2.InferResponse, calls["Infer"](good, timeout=30), codec=RAW)[
-                1
-            ][0]
-            return answered
+            _, tensors = read_message(offload_pb2.InferResponse, calls["Infer"](good, timeout=30))
+            return decode(tensors, RAW)[0]
 
         expected = answer()
         main_process = psutil.Process(server.process.pid)

@@ -26,9 +26,10 @@ from rich.table import Table
 from benchmarks.daemon import conditions, daemon, export_missing
 from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.graph import Value
+from loadpart_common.planning.plan import local_plan, plan_at
 from loadpart_common.store.model_store import ModelStore
-from loadpart_common.wire.framing import CODECS
-from loadpart_device.edges.connection import Server
+from loadpart_common.wire.endpoint import Endpoint
+from loadpart_device.edges.connection import Connection
 from loadpart_device.images import load_images
 from loadpart_device.local import LocalRuntime
 
@@ -69,7 +70,7 @@ def main() -> None:
             daemon("--store", str(store), "--threads", "1", cores={cores[-1]}) as running,
             Progress(console=console) as bar,
         ):
-            server = Server(running.target, 256 << 20)
+            server = Connection(Endpoint(running.target), 256 << 20)
             for name in names:
                 stored = ModelStore(store).open(name)
                 cuts = stored.manifest.graph.cuts
@@ -78,7 +79,7 @@ def main() -> None:
                 wrong = compare(server, name, stored, partial(bar.advance, task))
                 several = sum(len(cut.live) > 1 for cut in cuts)
                 table.add_row(
-                    name, str(stored.manifest.graph.whole), str(len(cuts)), str(several), str(wrong),
+                    name, str(stored.manifest.graph.layer_count), str(len(cuts)), str(several), str(wrong),
                     f"{time.monotonic() - started:.0f}",
                 )  # fmt: skip
                 tried += len(cuts)
@@ -91,18 +92,18 @@ def main() -> None:
         sys.exit(1)
 
 
-def compare(server: Server, name: str, stored: StoredModel, on_cut: Callable[[], None]) -> int:
+def compare(server: Connection, name: str, stored: StoredModel, on_cut: Callable[[], None]) -> int:
     """Tries every cut of a network and gives the number of those whose outputs differ from the whole's."""
     graph = stored.manifest.graph
-    local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY, latency_folder=None, on_change=lambda: None)
+    local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY)
     inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph))}
-    expected, _ = local.head(graph.whole, inputs, 1)
+    expected, _ = local.head(local_plan(graph), inputs, 1)
     wrong = 0
 
     def remote(cut: int, values: dict[Value, Array]) -> bool:
         """Whether the outputs of head and tail are those of the whole."""
         arrays = [values[value] for value in graph.cut(cut).live]
-        reply = server.infer(name, stored.manifest.digest, cut, arrays, CODECS["raw"], 120)
+        reply = server.infer(name, stored.manifest.digest, plan_at(graph, cut), arrays, 120)
         values.update(zip(graph.tail(cut).outputs, reply.outputs, strict=True))
         return all(np.array_equal(values[v], expected[v]) for v in graph.outputs if v.layer >= 0)
 
@@ -111,8 +112,8 @@ def compare(server: Server, name: str, stored: StoredModel, on_cut: Callable[[],
         for cut in graph.cuts:
             values = dict(inputs)
             if cut.index > 0:
-                values.update(local.head(cut.index, inputs, 1)[0])
-            if cut.index < graph.whole:
+                values.update(local.head(plan_at(graph, cut.index), inputs, 1)[0])
+            if cut.index < graph.layer_count:
                 answers.append(pool.submit(remote, cut.index, values))
             else:
                 wrong += not all(np.array_equal(values[v], expected[v]) for v in graph.outputs)

@@ -24,9 +24,10 @@ from rich.table import Table
 
 from benchmarks.daemon import Daemon, conditions, daemon, export_missing
 from benchmarks.testbed import SlowDevice, slow_device
-from loadpart_common.wire.framing import CODECS
+from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
+from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device import OffloadClient
-from loadpart_device.edges.connection import Server
+from loadpart_device.edges.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +90,7 @@ def predictions(server: Daemon, cache: str, core: int) -> list[float]:
 def observe(client: OffloadClient, server: Daemon, name: str) -> tuple[Array, Array, Array]:
     """Measured and expected seconds on the server, and the slow-downs that were told."""
     image = np.zeros(client.graph.inputs[0].concrete(1), np.uint8)
-    lists, rng = Server(server.target, 1 << 28), random.Random(0)
+    lists, rng = Connection(Endpoint(server.target), 1 << 28), random.Random(0)
     measured, expected, slow_downs = [], [], []
     time.sleep(1.5)  # the load has begun, and the server has seen some of it
     tail = lists.list_models(5)[name].tail_seconds[0]
@@ -210,11 +211,11 @@ def processes(commands: list[list[str]], slow: SlowDevice | None) -> Iterator[No
 
 def client(target: str, name: str, seed: int) -> None:
     """One of the other clients, until it is ended."""
-    rng, server = random.Random(seed), Server(target, 1 << 28)
+    rng, server = random.Random(seed), Connection(Endpoint(target), 1 << 28)
     info = server.list_models(10)[name]
     image = np.zeros((1, 224, 224, 3), np.uint8)
     while True:
-        server.infer(name, info.digest, 0, [image], CODECS["raw"], 60)
+        server.infer(name, info.digest, PlanKey(0, DEFAULT_CODEC), [image], 60)
         time.sleep(rng.expovariate(1 / PAUSE_SECONDS))
 
 

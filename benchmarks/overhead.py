@@ -30,8 +30,10 @@ from benchmarks.daemon import conditions, daemon, export_missing
 from benchmarks.echo import echo
 from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.graph import Value
+from loadpart_common.planning.plan import plan_at
+from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device import OffloadClient
-from loadpart_device.edges.connection import Server
+from loadpart_device.edges.connection import Connection
 from loadpart_device.local import LocalRuntime
 from loadpart_device.model_cache import find_model
 
@@ -64,7 +66,7 @@ def main() -> None:
         echo(cores[-1]) as bare,
         tempfile.TemporaryDirectory() as cache,
     ):
-        prober = Server(server.target, 256 << 20)
+        prober = Connection(Endpoint(server.target), 256 << 20)
         for name in track(NETWORKS, description="measuring", console=console, transient=True):
             with OffloadClient(server.target, name, threads=1, cache=cache) as aware:
                 aware.wait_ready()
@@ -100,16 +102,15 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def bare_head(server: Server, name: str, cache: Path, cut: int, image: Array) -> Iterator[Callable[[], object]]:
+def bare_head(server: Connection, name: str, cache: Path, cut: int, image: Array) -> Iterator[Callable[[], object]]:
     """A function that runs the head of a cut and nothing else, on the engine that clients of this process use."""
-    stored = find_model(server, name, cache, 10.0, lambda _done, _total: None).stored
-    runtime = LocalRuntime(
-        stored, threads=1, memory_limit_bytes=512 << 20, latency_folder=None, on_change=lambda: None
-    )  # fmt: skip
+    stored = find_model([server], name, cache, 10.0, lambda _done, _total: None).stored
+    runtime = LocalRuntime(stored, threads=1, memory_limit_bytes=512 << 20)
+    plan = plan_at(stored.manifest.graph, cut)
     try:
-        runtime.build([cut])
+        runtime.build([plan])
         runtime.wait_built()
-        yield lambda: runtime.head(cut, {Value(-1, 0): image}, 1) if cut else None
+        yield lambda: runtime.head(plan, {Value(-1, 0): image}, 1) if cut else None
     finally:
         runtime.close()
 
@@ -117,7 +118,7 @@ def bare_head(server: Server, name: str, cache: Path, cut: int, image: Array) ->
 def measure(
     client: OffloadClient,
     head: Callable[[], object],
-    prober: Server,
+    prober: Connection,
     bare: Callable[[bytes, float], float],
     image: Array,
     nbytes: int,

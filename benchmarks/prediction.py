@@ -7,6 +7,7 @@ profile, measured at a handful of its cuts just before. Everything measured is k
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -21,15 +22,19 @@ from rich.table import Table
 
 from benchmarks.daemon import conditions, export_missing
 from loadpart_common.console import progress
-from loadpart_common.engines import Engine
+from loadpart_common.engines.mindspore.engine import MindSporeEngine
 from loadpart_common.engines.mindspore.zoo import NETWORKS, export_synthetic
-from loadpart_common.formats.mindir import ModelFile, Program
+from loadpart_common.engines.segment_cache import SegmentCache
+from loadpart_common.engines.timing import idle_seconds
+from loadpart_common.formats.registry import FORMATS
 from loadpart_common.latency.calibration import NETWORKS as CALIBRATED
-from loadpart_common.latency.calibration import calibrate, profile, profile_cuts
-from loadpart_common.latency.model import Curves, Profile
+from loadpart_common.latency.calibration import calibrate
+from loadpart_common.latency.curves import Curves
+from loadpart_common.latency.profile import Profile, cuts_to_profile, measure_profile
 from loadpart_common.store.model_store import ModelStore
 
 if TYPE_CHECKING:
+    from loadpart_common.engines.segment_cache import CachedModel
     from loadpart_common.graph import Graph, Layer
     from loadpart_common.tensors import Array
 
@@ -44,9 +49,10 @@ def main() -> None:
     export_missing()
     store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
     RESULTS.mkdir(parents=True, exist_ok=True)
-    engine = Engine(threads=1, memory_limit_bytes=64 << 20, cores=[sorted(os.sched_getaffinity(0))[-1]])
+    engine = MindSporeEngine(threads=1, cores=[sorted(os.sched_getaffinity(0))[-1]])
+    cache = SegmentCache(engine, memory_limit_bytes=64 << 20)
     with progress("calibrating") as tell:
-        model = calibrate(engine, on_progress=tell)
+        model = calibrate(cache, on_progress=tell)
     (RESULTS / "model.json").write_text(model.to_json(), encoding="utf-8")
     console.print(conditions())
     console.print(f"calibrated on {model.segments} pieces of {CALIBRATED} random networks; fit {model.error:.1%}")
@@ -58,12 +64,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     before, after = {}, {}
     for name in NETWORKS:
-        network = engine.load(store.open(name).path)
+        stored = store.open(name)
+        network = cache.load(stored.path, stored.manifest.format)
         graph = network.graph
         met = sum(signature(graph, layer) in known for layer in graph.layers if layer.weight_bytes)
-        measured = profile(engine, network, model)
-        truth = run_all(engine, network, name)
-        engine.unload(network)
+        measured = measure_profile(cache, network, model)
+        truth = run_all(cache, network, name)
+        cache.unload(network)
         curves = Curves(graph, model)
         for kind, anchors in (("before", Profile({}, {})), ("after", measured)):
             rows += compare(name, kind, curves, anchors, truth)
@@ -73,10 +80,10 @@ def main() -> None:
         before[name], after[name] = errors["before"][-1], errors["after"][-1]
         table.add_row(
             name, str(len(graph.cuts)), str(met), *(f"{error:.1%}" for error in errors["before"]),
-            str(len(profile_cuts(graph, model))), *(f"{error:.1%}" for error in errors["after"]),
+            str(len(cuts_to_profile(graph, model))), *(f"{error:.1%}" for error in errors["after"]),
         )  # fmt: skip
         write(rows)
-    engine.close()
+    cache.close()
     console.print(table)
     draw(rows, RESULTS / "prediction.png")
     mean = float(np.mean(list(before.values())))
@@ -90,15 +97,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def run_all(engine: Engine, network: Any, name: str) -> dict[tuple[str, int], float]:
+def run_all(cache: SegmentCache, network: CachedModel, name: str) -> dict[tuple[str, int], float]:
     """Measured seconds of the head and the tail of every cut."""
     graph: Graph = network.graph
     truth = {}
     for cut in track(graph.cuts, description=f"running {name}", console=console, transient=True):
         if cut.index > 0:
-            truth["head", cut.index] = engine.idle_seconds(network, graph.head(cut.index), runs=RUNS)
-        if cut.index < graph.whole:
-            truth["tail", cut.index] = engine.idle_seconds(network, graph.tail(cut.index), runs=RUNS)
+            truth["head", cut.index] = idle_seconds(cache, network, graph.head(cut.index), runs=RUNS)
+        if cut.index < graph.layer_count:
+            truth["tail", cut.index] = idle_seconds(cache, network, graph.tail(cut.index), runs=RUNS)
     return truth
 
 
@@ -146,7 +153,8 @@ def sweep() -> list[Graph]:
         for seed in range(CALIBRATED):
             path = Path(folder) / "network.mindir"
             export_synthetic(seed, path)
-            graphs.append(Program(ModelFile(path).structure).graph)
+            with contextlib.closing(FORMATS["mindir"].open(path)) as model:
+                graphs.append(model.graph)
             path.unlink()
     return graphs
 

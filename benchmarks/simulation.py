@@ -24,14 +24,19 @@ from rich.table import Table
 
 from benchmarks.daemon import export_missing
 from loadpart.v1 import offload_pb2
-from loadpart_common.latency.model import Curves, shipped_model
+from loadpart_common.latency.curves import Curves
+from loadpart_common.latency.model import shipped_model
 from loadpart_common.latency.slow_down import SlowDown
-from loadpart_common.planning.plans import Plans, Point, Weights, lower_hull, points
+from loadpart_common.planning.plan import PlanKey, Point, points
+from loadpart_common.planning.plans import Plans, Weights
+from loadpart_common.planning.winners import winning_plans
 from loadpart_common.store.model_store import ModelStore
-from loadpart_device.deciding.policies import BandwidthOnly, LoadAware, ServerLoad, World
+from loadpart_device.deciding.policies import BandwidthOnly, LoadAware
+from loadpart_device.deciding.state import EdgeState, World
 from loadpart_device.edges.link import LinkReading
-from loadpart_device.edges.load import LoadFollower
-from loadpart_edge.scheduling.load import ActiveDevices, Backlog
+from loadpart_device.edges.load import LoadFollower, ServerLoad
+from loadpart_edge.scheduling.devices import ActiveDevices
+from loadpart_edge.scheduling.load import Backlog
 from loadpart_edge.scheduling.status import is_large_change, least_gap_seconds
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ PERIOD_SECONDS = 0.5
 NETWORK = "squeezenet"
 OFFERED = (0.7, 1.5, 4.0)
 """Requests that come, if all devices offload, as a share of what the server can answer."""
+ANSWER_BYTES = 4000
 NOISE = 0.05
 LIMIT, SWING_LIMIT = 1.10, 1.25
 
@@ -149,7 +155,7 @@ class Server:
         self.told_at, self.told = self.simulation.now, self.backlog
         status = self.status()
         for device in self.devices:
-            device.load.heard(status)
+            device.load.status_received(status)
 
     def period(self) -> None:
         self.publish()
@@ -178,7 +184,7 @@ class Device:
     latencies: list[float] = field(default_factory=list)
     remote: int = 0
     changes: int = 0
-    last: int | None = None
+    last: PlanKey | None = None
 
     def __post_init__(self) -> None:
         self.load = LoadFollower(lambda: self.simulation.now)
@@ -187,10 +193,10 @@ class Device:
     def infer(self) -> None:
         started = self.simulation.now
         point = self.fixed or self.choose()
-        self.changes += self.last is not None and point.cut != self.last and started > WARM_UP_SECONDS
-        self.last = point.cut
+        self.changes += self.last is not None and point.key != self.last and started > WARM_UP_SECONDS
+        self.last = point.key
         head = point.device_seconds * self.slow_down * self.rng.lognormvariate(0, NOISE)
-        if not point.remote:
+        if point.key.is_local:
             self.simulation.at(head, lambda: self.end(started))
             return
         up = point.uplink_bytes * self.link.seconds_per_byte * self.rng.lognormvariate(0, NOISE)
@@ -200,8 +206,8 @@ class Device:
             status = self.server.status()
 
             def answered() -> None:
-                self.load.heard(status)
-                self.load.served(waited, seconds)
+                self.load.status_received(status)
+                self.load.reply_received(waited, seconds)
                 self.end(started)
 
             self.simulation.at(back, answered)
@@ -214,9 +220,11 @@ class Device:
 
     def choose(self) -> Point:
         assert self.policy is not None
-        world = World(self.link, self.load.now(), self.slow_down, None)
-        cut = self.policy.choose(self.plans, world, 1).cut
-        return next(point for point in self.plans.points if point.cut == cut)
+        state = EdgeState("server", self.plans, self.link, self.load.now(), None)
+        world = World((state,), self.slow_down, self.plans.points[-1].key, ANSWER_BYTES)
+        position = self.plans.position(self.policy.choose(world, 1).chosen.plan)
+        assert position is not None
+        return self.plans.points[position]
 
     def end(self, started: float) -> None:
         if started > WARM_UP_SECONDS:
@@ -236,7 +244,7 @@ class Outcome:
 class AtOnce(LoadAware):
     """Without chance: every device changes plans as soon as that is better."""
 
-    def _waits(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:  # noqa: ARG002
+    def _keeps_by_chance(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:  # noqa: ARG002
         return False
 
 
@@ -266,7 +274,7 @@ def simulate(plans: Plans, offered: float, policy: type[LoadAware] | int, *, ali
         gains = sorted(range(DEVICES), key=lambda number: gain(plans, *fleet[number][:2]))
         offloads = {number for number in gains[DEVICES - policy :] if gain(plans, *fleet[number][:2]) > 0}
     for number, (link, slow_down, source) in enumerate(fleet):
-        chosen = None if isinstance(policy, int) else policy(plans.points[-1].cut, 4000, source, lambda: simulation.now)
+        chosen = None if isinstance(policy, int) else policy(source, lambda: simulation.now)
         fixed = None if chosen else best(plans, link, slow_down) if number in offloads else plans.points[-1]
         server.devices.append(
             Device(str(number), simulation, server, plans, link, slow_down, pause, source, chosen, fixed)
@@ -289,12 +297,14 @@ def weights(link: LinkReading, slow_down: float) -> Weights:
 
 def best(plans: Plans, link: LinkReading, slow_down: float) -> Point:
     """The best remote plan for a server that is idle."""
-    return Plans([point for point in plans.points if point.remote]).choose(weights(link, slow_down))[0]
+    remote = Plans([point for point in plans.points if not point.key.is_local])
+    costs = remote.costs(weights(link, slow_down))
+    return remote.points[costs.index(min(costs))]
 
 
 def gain(plans: Plans, link: LinkReading, slow_down: float) -> float:
     """Seconds that a device gains by an idle server."""
-    seconds = plans.seconds(weights(link, slow_down))
+    seconds = plans.costs(weights(link, slow_down))
     return seconds[-1] - min(seconds[:-1])
 
 
@@ -302,7 +312,7 @@ def main() -> None:
     export_missing()
     graph = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"])).open(NETWORK).manifest.graph
     curves = Curves(graph, shipped_model())
-    plans = Plans(lower_hull(points(graph, curves.head_seconds({}), curves.tail_seconds({}))))
+    plans = Plans(winning_plans(points(graph, curves.head_seconds({}), curves.tail_seconds({}))))
     table = Table(
         "devices, offered", "way", "mean ms", "of best fixed", "remote", "queue", "its variation", "changes in 100",
         title=f"{DEVICES} devices, {NETWORK}, {SECONDS - WARM_UP_SECONDS:.0f} s simulated", header_style="bold",

@@ -50,7 +50,7 @@ def start_server() -> tuple[subprocess.Popen[str], str]:
 
 def middle_cut(graph: Graph) -> int:
     """Of the cuts in the middle third, the one where the fewest bytes cross."""
-    third = graph.whole // 3
+    third = graph.layer_count // 3
     return min((cut for cut in graph.cuts if third <= cut.index <= 2 * third), key=lambda cut: cut.nbytes()).index
 
 
@@ -92,7 +92,7 @@ def main() -> None:
                         different += not same
                         table.add_row(
                             name if label == "local" else "", label,
-                            f"{result.plan.location} {result.plan.cut}/{client.graph.whole}",
+                            f"{result.plan.location} {result.plan.cut}/{client.graph.layer_count}",
                             *(f"{medians[phase]:.1f}" for phase in PHASES),
                             "yes" if same else "NO", str(int(result.output.argmax())),
                             end_section=label == "load-aware",

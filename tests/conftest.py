@@ -7,20 +7,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from benchmarks.daemon import Daemon, daemon
 
-from tests.support import store_of
+ROOT = Path(__file__).resolve().parent.parent
+
+# Daemons, workers and command lines that tests start find the toy engine as a user's plugin is found.
+os.environ["LOADPART_PLUGINS"] = "tests.toy"
+os.environ["PYTHONPATH"] = str(ROOT)
+
+from benchmarks.daemon import Daemon, daemon  # noqa: E402
+
+from tests.support import store_of  # noqa: E402
+from tests.toy_networks import write_store  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_measurements(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests see a machine that was never measured, whatever the user's own folder has."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache-home"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with the toy networks."""
+    return write_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def server(store: Path) -> Iterator[Daemon]:
+    """A daemon that serves the toy networks, with metrics."""
+    with daemon("--store", str(store), "--threads", "1", "--metrics-listen", "127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for fetched models."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
@@ -32,19 +57,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with the networks that can be served."""
-    return store_of(exported, tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="session")
-def server(store: Path) -> Iterator[Daemon]:
-    """A daemon that serves the store, with metrics."""
-    with daemon("--store", str(store), "--threads", "1", "--metrics-listen", "127.0.0.1:0") as running:
+def mindspore_server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that serves MindSpore networks."""
+    folder = store_of(exported, tmp_path_factory.mktemp("mindspore-store"))
+    with daemon("--store", str(folder), "--threads", "1") as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for fetched models."""
-    return tmp_path_factory.mktemp("cache")

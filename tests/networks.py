@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadpart_common.engines.mindspore import protobuf_loader
+from loadpart_common.engines.mindspore.preparation import prepare_import
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-protobuf_loader.install()
+prepare_import()
 
 import mindspore  # noqa: E402
 from mindspore import nn, ops  # noqa: E402

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
+import urllib.request
 from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
+from benchmarks.daemon import BIN
+from prometheus_client.parser import text_string_to_metric_families
 
 from loadpart.v1 import offload_pb2
-from loadpart_common.errors import from_rpc_error
-from loadpart_common.wire.framing import CODECS, METHODS, channel_options, with_tensors, without_tensors
+from loadpart_common.codecs.registry import CODECS
+from loadpart_common.wire.framing import decode, read_message, with_tensors
+from loadpart_common.wire.limits import channel_options
+from loadpart_common.wire.methods import METHODS
+from loadpart_common.wire.status import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +43,11 @@ def inputs_for(graph: Graph, batch: int = 1, seed: int = 0) -> list[Array]:
     """Random inputs of a network."""
     rng = np.random.default_rng(seed)
     return [(rng.standard_normal(spec.concrete(batch)) * 50 + 100).astype(spec.dtype) for spec in graph.inputs]
+
+
+def run_program(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command line of the project to its end."""
+    return subprocess.run([BIN / program, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
@@ -87,9 +99,9 @@ class RawClient:
 
     def infer_bytes(self, data: bytes) -> list[Array]:
         try:
-            return without_tensors(offload_pb2.InferResponse, self.call("Infer", data), codec=RAW)[1]
+            return decode(read_message(offload_pb2.InferResponse, self.call("Infer", data))[1], RAW)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise error_of(error) from error
 
     def models(self) -> dict[str, offload_pb2.ModelInfo]:
         response = offload_pb2.ListModelsResponse.FromString(self.call("ListModels", b""))
@@ -102,3 +114,11 @@ class RawClient:
         except grpc.RpcError as error:
             return error.code()  # type: ignore[attr-defined, no-any-return]
         return grpc.StatusCode.OK
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The value of a metric with at least these labels; the sum where there are several."""
+    with urllib.request.urlopen(url, timeout=10) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    samples = [sample for family in families for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())

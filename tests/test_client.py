@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +12,11 @@ import numpy as np
 import pytest
 from benchmarks.daemon import daemon
 
+from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.model_store import ModelStore
-from loadpart_common.wire.framing import CODECS
+from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device import (
+    ClientClosedError,
     CutError,
     InputError,
     MessageTooLargeError,
@@ -25,10 +25,11 @@ from loadpart_device import (
     OffloadClient,
     SettingsError,
 )
-from loadpart_device.edges.connection import Server
-from loadpart_device.edges.monitor import Monitor
-from tests.networks import SERVABLE
-from tests.support import eventually, inputs_for, store_of
+from loadpart_device.edges.connection import Connection
+from loadpart_device.edges.edge import Edge
+from loadpart_device.edges.probe_budget import ProbeBudget
+from tests.support import eventually, inputs_for, metric
+from tests.toy_networks import NETWORKS, write, write_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ def connect(server: Daemon, cache: Path) -> Any:
     return make
 
 
-@pytest.mark.parametrize("name", SERVABLE)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_cut_gives_what_the_device_computes_alone(connect: Any, name: str) -> None:
     with connect(name, policy="local") as local:
         batch = local.graph.smallest_batch
@@ -56,7 +57,7 @@ def test_every_cut_gives_what_the_device_computes_alone(connect: Any, name: str)
         for cut in local.graph.cuts:
             with connect(name, policy=cut.index) as client:
                 result = client.infer(*inputs)
-            where = "local" if cut.index == local.graph.whole else "offload" if cut.index == 0 else "split"
+            where = "local" if cut.index == local.graph.layer_count else "offload" if cut.index == 0 else "split"
             assert (result.plan.cut, result.plan.location) == (cut.index, where)
             for got, want in zip(result.outputs, expected.outputs, strict=True):
                 np.testing.assert_array_equal(got, want)
@@ -120,7 +121,7 @@ def test_a_model_is_fetched_once(server: Daemon, tmp_path: Path) -> None:
 def test_a_damaged_cache_is_fetched_again(server: Daemon, tmp_path: Path) -> None:
     with OffloadClient(server.target, "tiny", threads=1, cache=tmp_path) as client:
         expected = client.infer(*inputs_for(client.graph)).output
-    (file,) = tmp_path.glob("*/*.mindir")
+    (file,) = tmp_path.glob("*/*.toy")
     file.write_bytes(file.read_bytes()[:1000])
     with OffloadClient(server.target, "tiny", threads=1, cache=tmp_path) as client:
         np.testing.assert_array_equal(client.infer(*inputs_for(client.graph)).output, expected)
@@ -181,16 +182,14 @@ def test_a_deadline_is_kept_by_finishing_alone(connect: Any) -> None:
         assert "local after cut 3" in result.plan.reason
 
 
-def test_another_file_under_the_same_name_is_told(exported: Path, tmp_path: Path) -> None:
-    folder = store_of(exported, tmp_path / "store", "tiny")
+def test_another_file_under_the_same_name_is_told(tmp_path: Path) -> None:
+    folder = write_store(tmp_path / "store", ["tiny"])
     options = ("--store", str(folder), "--models", "tiny")
     with daemon(*options, stderr=subprocess.DEVNULL) as own:
         client = OffloadClient(own.target, "tiny", threads=1, cache=tmp_path / "cache", policy="offload")
         port = own.target.rpartition(":")[2]
     with client:
-        path = next((folder / "tiny").glob("*.mindir"))
-        path.unlink()
-        shutil.copy(exported / "sliced" / "sliced.mindir", path)
+        write("tiny", folder, NETWORKS["two"])
         assert ModelStore(folder).open("tiny").manifest.digest != client.digest
         with daemon(*options, "--listen", f"127.0.0.1:{port}", stderr=subprocess.DEVNULL):
 
@@ -222,7 +221,7 @@ def test_many_threads_and_clients_at_once(connect: Any) -> None:
         ({"policy": "clever"}, SettingsError, "policy: expected one of load-aware, .* got 'clever'"),
         ({"policy": 999}, CutError, "cut 999 is out of range"),
         ({"policy": -1}, CutError, "cut -1 is out of range"),
-        ({"target": ""}, InputError, "server: expected HOST:PORT"),
+        ({"target": ""}, SettingsError, "server: expected HOST:PORT"),
         ({"metrics_listen": "nowhere"}, SettingsError, "metrics_listen: expected HOST:PORT"),
     ],
 )
@@ -236,20 +235,20 @@ def test_wrong_options_name_the_field(
 
 
 def test_transfers_while_segments_are_built_tell_nothing_of_the_link(server: Daemon) -> None:
-    connection, quiet = Server(server.target, 1 << 28), False
-    monitor = Monitor(connection, lambda _: None, lambda: quiet)
-    info = connection.list_models(10)["tiny"]
+    quiet = False
+    edge = Edge(Connection(Endpoint(server.target), 1 << 28), ProbeBudget(), is_quiet=lambda: quiet)
+    info = edge.connection.list_models(10)["tiny"]
     image = np.zeros((1, 32, 32, 3), np.uint8)
-    reply = connection.infer("tiny", info.digest, 0, [image], CODECS["raw"], 10)
-    monitor.link.record(0, 0, 0.001)
-    monitor.served(reply._replace(sent_bytes=1 << 20, network_seconds=2.0))
-    assert monitor.link.reading is None
-    assert monitor.load is not None
+    reply = edge.connection.infer("tiny", info.digest, PlanKey(0, "raw"), [image], 10)
+    edge.link.record(0, 0, 0.001)
+    edge.reply_received(reply._replace(sent_bytes=1 << 20, network_seconds=2.0))
+    assert edge.link.reading is None
+    assert edge.load is not None
     quiet = True
-    monitor.served(reply._replace(sent_bytes=1 << 20, network_seconds=0.5))
-    assert monitor.link.reading is not None
-    assert monitor.link.reading.megabits == pytest.approx(16.8, rel=0.01)
-    connection.close()
+    edge.reply_received(reply._replace(sent_bytes=1 << 20, network_seconds=0.5))
+    assert edge.link.reading is not None
+    assert edge.link.reading.megabits == pytest.approx(16.8, rel=0.01)
+    edge.connection.close()
 
 
 @pytest.mark.parametrize("policy", ["local", "offload"])
@@ -263,7 +262,7 @@ def test_wrong_inputs_are_refused_before_anything_runs(connect: Any, policy: str
                 client.infer(array)
         with pytest.raises(InputError, match=r"expected 1 tensor\(s\)"):
             client.infer()
-    with pytest.raises(InputError, match="closed"):
+    with pytest.raises(ClientClosedError, match="the client was closed before this call"):
         client.infer(np.zeros((1, 32, 32, 3), np.uint8))
 
 
@@ -274,20 +273,16 @@ def test_a_message_over_the_limit_is_not_sent(connect: Any) -> None:
         assert client.infer(*inputs_for(client.graph)).plan.location == "offload"
 
 
-def test_metrics_of_the_device(connect: Any) -> None:
+def test_metrics_of_the_device(connect: Any, server: Daemon) -> None:
     with connect(metrics_listen="127.0.0.1:0") as client:
         client.wait_ready()
         client.infer(*inputs_for(client.graph))
         with pytest.raises(InputError):
             client.infer()
-        with urllib.request.urlopen(f"http://{client.metrics_address}/metrics", timeout=10) as response:
-            text = response.read().decode()
-    for line in (
-        'loadpart_device_inferences_total{error="",model="tiny"} 1.0',
-        'loadpart_device_inferences_total{error="BAD_INPUT",model="tiny"} 1.0',
-        "loadpart_device_plans_total{cut=",
-        'loadpart_device_phase_seconds_count{model="tiny",phase="total"} 1.0',
-        "loadpart_device_uplink_bytes_per_second",
-        "loadpart_device_round_trip_seconds",
-    ):
-        assert line in text
+        url = f"http://{client.metrics_address}/metrics"
+        assert metric(url, "loadpart_device_inferences_total", error="", model="tiny") == 1
+        assert metric(url, "loadpart_device_inferences_total", error="BAD_INPUT", model="tiny") == 1
+        assert metric(url, "loadpart_device_plans_total") == 1
+        assert metric(url, "loadpart_device_phase_seconds_count", model="tiny", phase="total") == 1
+        assert metric(url, "loadpart_device_uplink_bytes_per_second", server=server.target) > 0
+        assert metric(url, "loadpart_device_round_trip_seconds", server=server.target) > 0

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from dataclasses import astuple, replace
 from itertools import pairwise
@@ -23,7 +21,7 @@ from benchmarks.comparison.others import first_frames
 from benchmarks.comparison.records import Measured, Moment, Sample, Traced, Writer, read
 from benchmarks.daemon import Daemon, daemon
 
-from tests.support import eventually, rests
+from tests.support import eventually, metric, rests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -199,11 +197,7 @@ def test_a_change_counts_from_when_it_could_be_known() -> None:
 
 def answered(server: Daemon) -> float:
     """How many requests a server has answered well."""
-    with urllib.request.urlopen(server.metrics, timeout=10) as response:
-        found = re.findall(
-            r'^loadpart_edge_requests_total{.*code="OK".*} (\S+)$', response.read().decode(), re.MULTILINE
-        )
-    return sum(map(float, found))
+    return metric(server.metrics, "loadpart_edge_requests_total", code="OK")
 
 
 def test_other_devices_ask_as_often_as_told_and_fail_aloud(store: Path) -> None:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from loadpart_common.engines import Engine, EngineExecutor
+from loadpart_common.engines.executor import EngineExecutor
 from loadpart_common.engines.mindspore.denormals import flushed
+from loadpart_common.engines.mindspore.engine import MindSporeEngine, MindSporeModel
 from loadpart_common.engines.mindspore.zoo import NETWORKS, export
 from loadpart_common.engines.mindspore.zoo.export import build
 from loadpart_common.errors import SettingsError
-from loadpart_common.formats.mindir import ModelFile
+from loadpart_common.formats.mindir.file import ModelFile
 from loadpart_common.graph import Value
 from tests.networks import SERVABLE
 from tests.support import inputs_for
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from loadpart_common.engines import LoadedModel
+    from loadpart_common.engines.segment_cache import CachedModel, SegmentCache
     from loadpart_common.tensors import Array
 
 THREADS = 1
@@ -29,25 +30,26 @@ MEMORY = 256 << 20
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[EngineExecutor]:
-    yield EngineExecutor.acquire(threads=THREADS, memory_limit_bytes=MEMORY)
-    EngineExecutor.release()
+    acquired = EngineExecutor.acquire(MindSporeEngine, threads=THREADS, memory_limit_bytes=MEMORY)
+    yield acquired
+    acquired.release()
 
 
-def whole(engine: Engine, model: LoadedModel, inputs: list[Array]) -> list[Array]:
+def whole(cache: SegmentCache, model: CachedModel, inputs: list[Array]) -> list[Array]:
     """The outputs of a network, run as one segment."""
-    segment = model.graph.head(model.graph.whole)
+    segment = model.graph.head(model.graph.layer_count)
     batch = model.graph.smallest_batch if not model.graph.takes_batches else len(inputs[0])
-    outputs = engine.segment(model, segment, batch).run([inputs[value.element] for value in segment.inputs])
+    outputs = cache.segment(model, segment, batch).run([inputs[value.element] for value in segment.inputs])
     return [dict(zip(segment.outputs, outputs, strict=True))[value] for value in model.graph.outputs]
 
 
-def split(engine: Engine, model: LoadedModel, inputs: list[Array], cut: int) -> list[Array]:
+def split(cache: SegmentCache, model: CachedModel, inputs: list[Array], cut: int) -> list[Array]:
     """The outputs of a network, run as a head and a tail."""
     batch = model.graph.smallest_batch if not model.graph.takes_batches else len(inputs[0])
     values = {Value(-1, index): array for index, array in enumerate(inputs)}
     for segment in (model.graph.head(cut), model.graph.tail(cut)):
         if segment.outputs:
-            outputs = engine.segment(model, segment, batch).run([values[value] for value in segment.inputs])
+            outputs = cache.segment(model, segment, batch).run([values[value] for value in segment.inputs])
             values.update(zip(segment.outputs, outputs, strict=True))
     return [values[value] for value in model.graph.outputs]
 
@@ -57,66 +59,60 @@ def split(engine: Engine, model: LoadedModel, inputs: list[Array], cut: int) -> 
 def test_head_then_tail_is_the_whole_to_the_last_bit(
     executor: EngineExecutor, exported: Path, name: str, batch: int
 ) -> None:
-    def check(engine: Engine) -> None:
-        model = engine.load(exported / name / f"{name}.mindir")
+    def check(cache: SegmentCache) -> None:
+        model = cache.load(exported / name / f"{name}.mindir", "mindir")
         if batch > 1 and not model.graph.takes_batches:
-            engine.unload(model)
+            cache.unload(model)
             return
         inputs = inputs_for(model.graph, batch)
-        expected = whole(engine, model, inputs)
+        expected = whole(cache, model, inputs)
         for cut in model.graph.cuts:
-            for got, want in zip(split(engine, model, inputs, cut.index), expected, strict=True):
+            for got, want in zip(split(cache, model, inputs, cut.index), expected, strict=True):
                 np.testing.assert_array_equal(got, want)
-        engine.unload(model)
+        cache.unload(model)
 
     executor.run(check)
 
 
 def test_the_whole_is_what_mindspore_computes_from_the_file(executor: EngineExecutor, exported: Path) -> None:
-    def check(engine: Engine) -> None:
+    def check(cache: SegmentCache) -> None:
         import mindspore
 
         for name in ("tiny", "two", "in-place"):
             path = exported / name / f"{name}.mindir"
-            model = engine.load(path)
+            model = cache.load(path, "mindir")
             inputs = inputs_for(model.graph)
             with flushed():
                 result = mindspore.nn.GraphCell(mindspore.load(str(path)))(*map(mindspore.Tensor, inputs))
             expected = [each.asnumpy() for each in (result if isinstance(result, tuple) else (result,))]
-            for got, want in zip(whole(engine, model, inputs), expected, strict=True):
+            for got, want in zip(whole(cache, model, inputs), expected, strict=True):
                 np.testing.assert_array_equal(got, want)
-            engine.unload(model)
+            cache.unload(model)
 
     executor.run(check)
 
 
 def test_denormals_are_flushed_whichever_thread_runs_a_kernel(executor: EngineExecutor, exported: Path) -> None:
-    def check(engine: Engine) -> None:
-        model = engine.load(exported / "sliced" / "sliced.mindir")
+    def check(cache: SegmentCache) -> None:
+        model = cache.load(exported / "sliced" / "sliced.mindir", "mindir")
         inputs = [np.full((1, 4, 4, 4), 1e-39, np.float32)]
-        results = {whole(engine, model, inputs)[0].max() for _ in range(100)}
+        results = {whole(cache, model, inputs)[0].max() for _ in range(100)}
         assert results == {0.0}
-        engine.unload(model)
+        cache.unload(model)
         assert np.float32(1e-38) * np.float32(0.1) != 0, "the caller's own arithmetic is left alone"
 
     executor.run(check)
 
 
-def test_segments_share_weights_and_the_oldest_are_dropped(executor: EngineExecutor, exported: Path) -> None:
-    def check(engine: Engine) -> None:
-        model = engine.load(exported / "tiny" / "tiny.mindir")
+def test_segments_share_weights(executor: EngineExecutor, exported: Path) -> None:
+    def check(cache: SegmentCache) -> None:
+        model = cache.load(exported / "tiny" / "tiny.mindir", "mindir")
         graph = model.graph
         for cut in graph.cuts[:-1]:
-            engine.segment(model, graph.tail(cut.index), 1)
-        assert model.weight_bytes == sum(layer.weight_bytes for layer in graph.layers)
-        assert engine.is_compiled(model, graph.tail(0), 1)
-        for batch in range(2, 300):
-            engine.segment(model, graph.tail(0), batch)
-            if not engine.is_compiled(model, graph.tail(1), 1):
-                break
-        assert not engine.is_compiled(model, graph.tail(1), 1)
-        assert engine.is_compiled(model, graph.tail(0), batch)
-        engine.unload(model)
+            cache.segment(model, graph.tail(cut.index), 1)
+        assert isinstance(model.loaded, MindSporeModel)
+        assert model.loaded.weight_bytes == sum(layer.weight_bytes for layer in graph.layers)
+        cache.unload(model)
 
     executor.run(check)
 
@@ -124,27 +120,27 @@ def test_segments_share_weights_and_the_oldest_are_dropped(executor: EngineExecu
 def test_a_file_that_is_loaded_twice_is_in_memory_once(
     executor: EngineExecutor, exported: Path, tmp_path: Path
 ) -> None:
-    def check(engine: Engine) -> None:
+    def check(cache: SegmentCache) -> None:
         path = tmp_path / "model.mindir"
         path.write_bytes((exported / "tiny" / "tiny.mindir").read_bytes())
-        first, second = engine.load(path), engine.load(path)
+        first, second = cache.load(path, "mindir"), cache.load(path, "mindir")
         assert second is first
-        engine.segment(first, first.graph.tail(0), 1)
-        engine.unload(first)
-        assert engine.is_compiled(second, second.graph.tail(0), 1), "the other user still has it"
+        cache.segment(first, first.graph.tail(0), 1)
+        cache.unload(first)
+        assert cache.is_compiled(second, second.graph.tail(0), 1), "the other user still has it"
         (tmp_path / "other").write_bytes(path.read_bytes())
         (tmp_path / "other").replace(path)
-        changed = engine.load(path)
+        changed = cache.load(path, "mindir")
         assert changed is not second, "the file is another one now"
-        engine.unload(second)
-        assert not engine.is_compiled(second, second.graph.tail(0), 1)
-        engine.unload(changed)
+        cache.unload(second)
+        assert not cache.is_compiled(second, second.graph.tail(0), 1)
+        cache.unload(changed)
 
     executor.run(check)
 
 
 def test_many_threads_may_use_the_engine(executor: EngineExecutor, exported: Path) -> None:
-    model = executor.run(lambda engine: engine.load(exported / "tiny" / "tiny.mindir"))
+    model = executor.run(lambda cache: cache.load(exported / "tiny" / "tiny.mindir", "mindir"))
     inputs = inputs_for(model.graph)
     expected = executor.run(whole, model, inputs)
     wrong: list[int] = []
@@ -160,16 +156,16 @@ def test_many_threads_may_use_the_engine(executor: EngineExecutor, exported: Pat
     for thread in threads:
         thread.join()
     assert wrong == []
-    executor.run(lambda engine: engine.unload(model))
+    executor.run(lambda cache: cache.unload(model))
 
 
 def test_one_process_has_one_number_of_threads(executor: EngineExecutor) -> None:
     with pytest.raises(SettingsError, match=f"threads: expected {executor.threads}.*got 7"):
-        EngineExecutor.acquire(threads=7, memory_limit_bytes=MEMORY)
+        EngineExecutor.acquire(MindSporeEngine, threads=7, memory_limit_bytes=MEMORY)
 
 
 def test_a_checkpoint_gives_the_weights(executor: EngineExecutor, tmp_path: Path) -> None:
-    def check(_: Engine) -> None:
+    def check(_: SegmentCache) -> None:
         import mindspore
 
         network = build("squeezenet")
@@ -186,7 +182,7 @@ def test_a_checkpoint_gives_the_weights(executor: EngineExecutor, tmp_path: Path
 
 
 def test_a_seed_gives_the_same_weights_again(executor: EngineExecutor, tmp_path: Path) -> None:
-    def weights(_: Engine, file_name: str, seed: int) -> list[Array]:
+    def weights(_: SegmentCache, file_name: str, seed: int) -> list[Array]:
         export("squeezenet", tmp_path / file_name, seed=seed)
         with ModelFile(tmp_path / file_name) as file:
             return [file.read_weight(name) for name in file.weights]
@@ -200,7 +196,7 @@ def test_a_seed_gives_the_same_weights_again(executor: EngineExecutor, tmp_path:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_have_the_parameters_of_the_literature(executor: EngineExecutor, name: str) -> None:
-    def count(_: Engine) -> int:
+    def count(_: SegmentCache) -> int:
         return sum(
             int(np.prod(parameter.shape))
             for parameter in build(name).get_parameters()

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.latency.slow_down import SlowDown
-from loadpart_device.deciding.policies import ServerLoad
 from loadpart_device.edges.link import MEASURABLE_BYTES, LinkEstimator
-from loadpart_device.edges.load import LoadFollower
-from loadpart_edge.scheduling.load import ActiveDevices, Backlog
+from loadpart_device.edges.load import LoadFollower, ServerLoad
+from loadpart_edge.scheduling.devices import ActiveDevices
+from loadpart_edge.scheduling.load import Backlog
 from tests.support import Clock
 
 
@@ -125,12 +125,12 @@ def test_a_step_is_followed_by_the_second_pair_of_probes(factor: float) -> None:
     link = probed(shaper)
     for _ in range(8):
         link.record(150_000, 0, shaper.send(150_000))
-    assert link.surprise == 0
+    assert link.deviation == 0
     shaper.rate *= factor
-    for surprise in (1 / factor - 1, 0):
+    for deviation in (1 / factor - 1, 0):
         shaper.clock.now += 1
         link.record_pair((65536, shaper.send(65536)), (65536, shaper.send(65536)))
-        assert link.surprise == pytest.approx(surprise, rel=0.1)
+        assert link.deviation == pytest.approx(deviation, rel=0.1)
     assert rate_of(link) == pytest.approx(shaper.rate, rel=0.1)
 
 
@@ -243,7 +243,7 @@ def test_slow_down_is_the_median_of_the_latest_and_falls_back() -> None:
     slow_down.record(0.1, 0.4)
     assert slow_down.value == pytest.approx(4)
     clock.now += 11
-    assert slow_down.value == 1, "nobody knows any more"
+    assert slow_down.value == 1, "without readings it is tried again"
 
 
 def test_mean_backlog_is_a_mean_over_time() -> None:
@@ -286,7 +286,7 @@ def test_a_backlog_runs_down_and_then_the_mean_is_expected() -> None:
     clock = Clock()
     load = LoadFollower(clock)
     assert load.now() is None
-    load.heard(status(0.3, 0.1))
+    load.status_received(status(0.3, 0.1))
     assert load.now() == ServerLoad(1.5, pytest.approx(0.3), draining=False, devices=3)
     clock.now += 0.01
     assert load.now().backlog_seconds == pytest.approx(0.28, abs=0.02)
@@ -301,8 +301,8 @@ def test_a_device_never_waits_for_itself() -> None:
         mean.changed(0.2, 1.0)
         clock.now += 0.2
         mean.changed(0.0, 0.0)
-        load.served(0.0, 0.2)
-        load.heard(status(0.0, mean.mean_seconds))
+        load.reply_received(0.0, 0.2)
+        load.status_received(status(0.0, mean.mean_seconds))
     assert mean.mean_seconds > 0.04
     clock.now += 0.5
     assert load.now().backlog_seconds == pytest.approx(0, abs=0.002)

@@ -13,14 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.latency.calibration import Sample, fit
-from loadpart_common.latency.measurements import Measurements, machine_name
-from loadpart_common.latency.model import Anchors, Curves, LatencyModel, Profile, shipped_model
+from loadpart_common.latency.anchors import Anchors
+from loadpart_common.latency.curves import Curves
+from loadpart_common.latency.fitting import Sample, fit
+from loadpart_common.latency.measurements import Measurements
+from loadpart_common.latency.model import LatencyModel, shipped_model
+from loadpart_common.latency.profile import Profile
+from loadpart_common.machine import machine_name
+from loadpart_common.planning.plan import PlanKey
 from tests.test_graph import chain
+from tests.toy import ToyEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+KEY = PlanKey(3, "raw")
 CURVES = Curves(chain(10), shipped_model())
 
 
@@ -60,7 +67,7 @@ def test_what_costs_made_is_found_again() -> None:
             amounts["Relu", feature] = amounts["Relu", "calls"] * 10 ** rng.uniform(4, 7)
         seconds = sum(costs[key] * amount for key, amount in amounts.items())
         samples.append(Sample(amounts, seconds * (5 if index % 10 == 0 else 1)))
-    model = fit(samples, threads=1)
+    model = fit(samples, "toy 1", threads=1)
     for (family, feature), cost in costs.items():
         assert model.coefficients[family][feature] == pytest.approx(cost, rel=0.05), (family, feature)
     # What was never met is taken for the plain family that was.
@@ -72,12 +79,12 @@ def test_a_model_survives_its_file_and_foreign_files_are_refused(tmp_path: Path)
     assert LatencyModel.from_json(shipped.to_json(), "x") == shipped
     measured = Profile({3: 0.1}, {0: 0.5})
     assert Profile.from_json(measured.to_json(), "x") == measured
-    measurements = Measurements(1, tmp_path)
+    measurements = Measurements(ToyEngine, 1, tmp_path)
     assert measurements.model() == shipped
     assert measurements.profile("abc") == Profile({}, {})
     measurements.save_profile("abc", measured)
     assert measurements.profile("abc") == measured
-    assert Measurements(2, tmp_path).profile("abc") == Profile({}, {})  # of another number of threads
+    assert Measurements(ToyEngine, 2, tmp_path).profile("abc") == Profile({}, {})  # of another number of threads
     measurements.save_model(shipped)
     if shipped.machine != machine_name():
         with pytest.raises(SettingsError, match="expected a model of"):
@@ -86,7 +93,7 @@ def test_a_model_survives_its_file_and_foreign_files_are_refused(tmp_path: Path)
     for text, complaint in (
         ("{", "is not a latency model"),
         ("[]", "is not a latency model"),
-        (json.dumps(document | {"format": 99}), "expected latency model format 1, got 99"),
+        (json.dumps(document | {"format": 99}), "expected latency model format 2, got 99"),
         (json.dumps(document | {"coefficients": {}}), "expected the families"),
         (shipped.to_json().replace('"calls": ', '"calls": -1'), "0 or more"),
     ):
@@ -97,35 +104,37 @@ def test_a_model_survives_its_file_and_foreign_files_are_refused(tmp_path: Path)
 
 def test_observations_correct_slowly_and_outliers_do_not_jerk() -> None:
     anchors = Anchors()
-    assert not anchors.observe(3, 1.0)  # not among them
-    anchors.measure(3, 1.0)
-    anchors.observe(3, 1.2)
-    assert anchors.seconds[3] == pytest.approx(1.0, rel=0.01)
+    assert not anchors.observe(KEY, 1.0)  # not among them
+    anchors.measure(KEY, 1.0)
+    anchors.observe(KEY, 1.2)
+    assert anchors.get(KEY) == pytest.approx(1.0, rel=0.01)
     rng = np.random.default_rng(0)
     for _ in range(500):
-        anchors.observe(3, 0.9 * (1 + rng.exponential(0.05)))
-    assert anchors.seconds[3] == pytest.approx(0.9, rel=0.03)
+        anchors.observe(KEY, 0.9 * (1 + rng.exponential(0.05)))
+    assert anchors.get(KEY) == pytest.approx(0.9, rel=0.03)
     for _ in range(10_000):
-        anchors.observe(3, 1.4)  # a load that lasts is not the machine
-    assert anchors.seconds[3] == pytest.approx(0.9, rel=0.03)
+        anchors.observe(KEY, 1.4)  # a load that lasts is not the machine
+    assert anchors.get(KEY) == pytest.approx(0.9, rel=0.03)
     for _ in range(10_000):
-        anchors.observe(3, 1.2)
-    assert anchors.seconds[3] == pytest.approx(1.2, rel=0.03)
+        anchors.observe(KEY, 1.2)
+    assert anchors.get(KEY) == pytest.approx(1.2, rel=0.03)
 
 
 CALIBRATE = """
 import sys
 from pathlib import Path
-from loadpart_common.latency.calibration import calibrate, profile
-from loadpart_common.engines import Engine
+from loadpart_common.engines.mindspore.engine import MindSporeEngine
+from loadpart_common.engines.segment_cache import SegmentCache
+from loadpart_common.latency.calibration import calibrate
+from loadpart_common.latency.profile import measure_profile
 
-engine = Engine(threads=1)
+cache = SegmentCache(MindSporeEngine(threads=1))
 steps = []
-model = calibrate(engine, networks=4, on_progress=lambda done, total: steps.append((done, total)))
+model = calibrate(cache, networks=4, on_progress=lambda done, total: steps.append((done, total)))
 assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-network = engine.load(Path(sys.argv[2]))
-measured = profile(engine, network, model)
-engine.close()
+network = cache.load(Path(sys.argv[2]), "mindir")
+measured = measure_profile(cache, network, model)
+cache.close()
 Path(sys.argv[1], "model.json").write_text(model.to_json())
 Path(sys.argv[1], "profile.json").write_text(measured.to_json())
 """

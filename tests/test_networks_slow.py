@@ -58,7 +58,7 @@ def test_splits_are_exact(served: Daemon, cache: Path, name: str) -> None:
         inputs = inputs_for(local.graph)
         expected = local.infer(*inputs).output
         assert np.isfinite(expected).all()
-        for cut in (0, local.graph.whole // 3, 2 * local.graph.whole // 3):
+        for cut in (0, local.graph.layer_count // 3, 2 * local.graph.layer_count // 3):
             with OffloadClient(served.target, name, threads=1, cache=cache, policy=cut) as client:
                 result = client.infer(*inputs)
             assert result.plan.cut == cut

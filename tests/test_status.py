@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadpart.v1 import offload_pb2
-from loadpart_common.store.model_store import ModelStore
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.status import StatusBoard
-from loadpart_edge.served_models import ServedModels
-from loadpart_edge.settings import load_settings
+from tests.fakes import CANARY, FakeWorkers
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 
-def board() -> StatusBoard:
-    scheduler = Scheduler(load_settings({}), [], on_prepared=lambda _what, _prepared: None)
-    return StatusBoard(scheduler, period_seconds=60)
+def board(models_version: Callable[[], int] = lambda: 0) -> StatusBoard:
+    return StatusBoard(Scheduler(FakeWorkers(), seats=1, queue_limit=8), 60, models_version)
 
 
 @pytest.mark.parametrize("turns", range(8))
@@ -66,25 +63,23 @@ def test_watchers_get_the_status_now_then_changes_and_then_the_end() -> None:
     assert seen[-1] is True
 
 
-def test_a_canary_lets_the_slow_down_fall_when_no_tail_runs(store: Path) -> None:
-    """A real worker, which nobody asks for anything after it was slow."""
+def test_a_canary_lets_the_slow_down_fall_when_no_tail_runs() -> None:
+    """A worker that nobody asks for anything after it was slow."""
 
     async def run() -> tuple[float, float]:
-        settings = load_settings({"store": store, "models": "tiny", "workers": 1, "threads": 1})
-        canary = ServedModels(ModelStore(store), settings).canary()
-        scheduler = Scheduler(settings, [canary], canary=canary, on_prepared=lambda _what, _prepared: None)
+        scheduler = Scheduler(FakeWorkers(), seats=1, queue_limit=8, preparations=[CANARY], canary=CANARY)
         try:
             await scheduler.start()
             for _ in range(3):
-                scheduler.slow_down.record(1.0, 50.0)
-            before = scheduler.slow_down.value
+                scheduler.hosts["fake"].slow_down.record(1.0, 50.0)
+            before = scheduler.slow_down
             fallen = asyncio.Event()
-            scheduler.on_change = lambda: fallen.set() if scheduler.slow_down.value < 5 else None
+            scheduler.on_change = lambda: fallen.set() if scheduler.slow_down < 5 else None
             async with asyncio.timeout(20):
                 await fallen.wait()
         finally:
             await scheduler.close()
-        return before, scheduler.slow_down.value
+        return before, scheduler.slow_down
 
     before, after = asyncio.run(run())
     assert before == 50
@@ -93,14 +88,13 @@ def test_a_canary_lets_the_slow_down_fall_when_no_tail_runs(store: Path) -> None
 
 def test_active_devices_and_a_change_of_the_models_are_told() -> None:
     version = 1
-    scheduler = Scheduler(load_settings({}), [], on_prepared=lambda _what, _prepared: None)
 
     async def run() -> None:
         nonlocal version
-        status = StatusBoard(scheduler, 60, lambda: version)
+        status = board(lambda: version)
         assert (status.current().active_devices, status.current().models_version) == (0, 1)
-        for peer in ("a", "b", "a"):
-            status.devices.seen(peer)
+        for device in ("a", "b", "a"):
+            status.devices.seen(device)
         version = 2
         assert (status.current().active_devices, status.current().models_version) == (2, 2)
 

@@ -7,12 +7,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from loadpart.v1 import offload_pb2
+from loadpart_common.codecs.registry import CODECS, codec_named
 from loadpart_common.errors import InputError, RequestError
 from loadpart_common.protobuf_fields import encode_varint, field_prefix
 from loadpart_common.tensors import DTYPES, TensorSpec, check_arrays
-from loadpart_common.wire.framing import CODECS, with_tensors, without_tensors
+from loadpart_common.wire.framing import check, decode, read_message, with_tensors
 
 RAW = CODECS["raw"]
+
+
+def read(data: bytes) -> tuple[offload_pb2.InferRequest, list[np.ndarray]]:
+    """A request and its tensors, as daemon and worker read it: checked first, decoded then."""
+    message, tensors = read_message(offload_pb2.InferRequest, data)
+    codec = codec_named(message.codec)
+    check(tensors, codec)
+    return message, decode(tensors, codec)
+
+
 arrays = hnp.arrays(
     st.sampled_from([np.dtype(name) for name in DTYPES]),
     hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
@@ -23,7 +34,7 @@ arrays = hnp.arrays(
 def test_round_trip_is_exact(tensors: list[np.ndarray], model: str, cut: int) -> None:
     head = offload_pb2.InferRequest(model=model, cut=cut, codec="raw")
     data = with_tensors(head, tensors, RAW)
-    message, back = without_tensors(offload_pb2.InferRequest, data)
+    message, back = read(data)
     assert message == head
     assert [array.dtype for array in back] == [array.dtype for array in tensors]
     assert [array.shape for array in back] == [array.shape for array in tensors]
@@ -37,7 +48,7 @@ def test_messages_of_one_length_are_told_apart(requests: list[tuple[int, np.ndar
         array = (bits % 2).view(dtypes[which % 3])
         head = offload_pb2.InferRequest(model="abcd"[which], codec="raw")
         data = with_tensors(head, [array], RAW)
-        message, (back,) = without_tensors(offload_pb2.InferRequest, data)
+        message, (back,) = read(data)
         assert message == head
         assert back.dtype == array.dtype
         assert back.tobytes() == array.tobytes()
@@ -48,14 +59,14 @@ def test_it_is_plain_protobuf(tensors: list[np.ndarray]) -> None:
     data = with_tensors(offload_pb2.InferRequest(model="m", codec="raw"), tensors, RAW)
     message = offload_pb2.InferRequest.FromString(data)
     assert [bytes(tensor.data) for tensor in message.tensors] == [array.tobytes() for array in tensors]
-    _, back = without_tensors(offload_pb2.InferRequest, message.SerializeToString())
+    _, back = read(message.SerializeToString())
     assert [array.tobytes() for array in back] == [array.tobytes() for array in tensors]
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_a_request_error(data: bytes) -> None:
     try:
-        without_tensors(offload_pb2.InferRequest, data)
+        read(data)
     except RequestError:
         return
 
@@ -65,13 +76,13 @@ def test_a_damaged_request_is_what_protobuf_reads_or_a_request_error(seed: int) 
     rng = np.random.default_rng(seed)
     head = offload_pb2.InferRequest(model="m", digest="0" * 64, cut=3, codec="raw")
     data = bytearray(with_tensors(head, [np.ones((2, 3), np.float32), np.ones((1, 4), np.int64)], RAW))
-    without_tensors(offload_pb2.InferRequest, bytes(data))  # from here on its layout is known
+    read(bytes(data))  # from here on its layout is known
     for position in rng.integers(0, len(data), rng.integers(1, 5)):
         data[position] ^= 1 << rng.integers(0, 8)
     if rng.integers(0, 2):
         del data[rng.integers(1, len(data)) :]
     try:
-        message, back = without_tensors(offload_pb2.InferRequest, bytes(data))
+        message, back = read(bytes(data))
     except RequestError:
         return
     expected = offload_pb2.InferRequest.FromString(bytes(data))
@@ -82,9 +93,7 @@ def test_a_damaged_request_is_what_protobuf_reads_or_a_request_error(seed: int) 
 
 def test_transposed_arrays_are_sent_as_they_look() -> None:
     array = np.arange(6, dtype=np.int32).reshape(2, 3).T
-    _, (back,) = without_tensors(
-        offload_pb2.InferRequest, with_tensors(offload_pb2.InferRequest(codec="raw"), [array], RAW)
-    )
+    _, (back,) = read(with_tensors(offload_pb2.InferRequest(codec="raw"), [array], RAW))
     np.testing.assert_array_equal(back, array)
 
 
@@ -104,18 +113,18 @@ def test_a_wrong_tensor_says_what_was_expected(tensor: offload_pb2.Tensor, messa
     data = offload_pb2.InferRequest(tensors=[tensor], codec="raw").SerializeToString()
     for _ in range(2):  # the second time its layout may be known
         with pytest.raises(InputError, match=f"tensor 0: {message}"):
-            without_tensors(offload_pb2.InferRequest, data)
+            read(data)
 
 
 def test_an_unknown_codec_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="unknown codec 'zip': expected one of raw"):
-        without_tensors(offload_pb2.InferRequest, offload_pb2.InferRequest(codec="zip").SerializeToString())
+        read(offload_pb2.InferRequest(codec="zip").SerializeToString())
 
 
 @given(st.integers(0, 2**63 - 1))
 def test_varints_are_as_protobuf_writes_them(value: int) -> None:
-    assert offload_pb2.ModelInfo(file_bytes=value).SerializeToString() == (
-        encode_varint(3 << 3) + encode_varint(value) if value else b""
+    assert offload_pb2.ServerStatus(models_version=value).SerializeToString() == (
+        encode_varint(7 << 3) + encode_varint(value) if value else b""
     )
 
 

@@ -35,7 +35,8 @@ from benchmarks.comparison.others import DEVICES_A_NETWORK
 from benchmarks.comparison.records import Results, Writer, read
 from benchmarks.daemon import BIN, conditions, daemon, export_missing
 from benchmarks.testbed import SERVER_ADDRESS, link
-from loadpart_common.engines import EngineExecutor
+from loadpart_common.engines.executor import EngineExecutor
+from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.latency.measurements import Measurements
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
     )
     with contextlib.ExitStack() as stack:
         wire = stack.enter_context(link())
-        if kind.calibrates and not Measurements(1, folders.latency).model_path.exists():
+        engine = ENGINES[DEFAULT_ENGINE]
+        if kind.calibrates and not Measurements(engine, 1, folders.latency).model_path.exists():
             calibrate = ("calibrate", "--threads", "1", "--latency-folder", folders.latency)
             subprocess.run([BIN / "loadpart-edge", *calibrate], check=True)
         server = stack.enter_context(daemon(*serve, cores={cores[-1]}, address=SERVER_ADDRESS, wrapper=wire.command()))
@@ -145,7 +147,8 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
         progress = stack.enter_context(Progress(*columns, console=console, speed_estimate_period=3600))
         wire.enter_device()
         os.sched_setaffinity(0, {cores[0]})
-        EngineExecutor.acquire(threads=1, memory_limit_bytes=_EXECUTOR_BYTES)  # one thread for MindSpore, to the end
+        # One thread for the engine, to the end.
+        executor = EngineExecutor.acquire(engine, threads=1, memory_limit_bytes=_EXECUTOR_BYTES)
         task = progress.add_task("", total=len(wanted) + len(courses))
         done = 0
         everything: list[Condition | Trace] = [*wanted, *courses]
@@ -162,7 +165,7 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
                     else:
                         writer.traced(traces.run(job, slow, wire, load, tell))
                     done += 1
-        EngineExecutor.release()
+        executor.release()
 
 
 def _advance(progress: Progress, task: TaskID, done: int, share: float) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 from benchmarks.comparison.grid import IDLE, NETWORKS, Load
 from benchmarks.comparison.records import Measured, Sample
 from benchmarks.testbed import slow_device
+from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.latency.measurements import Measurements
-from loadpart_common.wire.framing import BACKLOG_WINDOW_SECONDS
+from loadpart_common.wire.limits import BACKLOG_WINDOW_SECONDS
 from loadpart_device import OffloadClient
 from loadpart_device.deciding.policies import ADAPTIVE
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from benchmarks.testbed import Link
     from loadpart_common.latency.model import LatencyModel
     from loadpart_common.tensors import Array
-    from loadpart_device.deciding.policies import ServerLoad
+    from loadpart_device.edges.load import ServerLoad
 
 SHARES = {4: 0.25, 8: 0.15}
 """Of a core that a device has which is about so many times slower."""
@@ -172,13 +173,15 @@ def device(target: str, network: str, slow_down: int, folders: Folders) -> Itera
         stack.enter_context(slow_device(SHARES[slow_down]))
         factor = _local_seconds(fixed, image) / quick
         latency = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        Measurements(1, latency).save_model(_slowed(Measurements(1, folders.latency).model(), factor))
+        engine = ENGINES[DEFAULT_ENGINE]
+        calibrated = Measurements(engine, 1, folders.latency).model()
+        Measurements(engine, 1, latency).save_model(_slowed(calibrated, factor))
         clients = {
             policy: client(policy, latency, folders.decisions / f"{network}-{slow_down}-{policy}.jsonl")
             for policy in ADAPTIVE
         }
-        whole = fixed.graph.whole
-        splits = sorted({point.cut for each in clients.values() for point in each.plans} - {0, whole})
+        whole = fixed.graph.layer_count
+        splits = sorted({point.key.cut for each in clients.values() for point in each.plans} - {0, whole})
         cuts = {"local": whole, "offload": 0} | {f"cut {cut}": cut for cut in splits}
         arms = {name: _fixed_arm(fixed, cut, image) for name, cut in cuts.items()}
         arms |= {policy: _arm(each, image) for policy, each in clients.items()}

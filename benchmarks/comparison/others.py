@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
 from loadpart_common.store.model_store import ModelStore
-from loadpart_common.wire.framing import CODECS
-from loadpart_device.edges.connection import Server
+from loadpart_common.wire.endpoint import Endpoint
+from loadpart_device.edges.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,7 @@ class OtherDevice(threading.Thread):
 
     def __init__(self, target: str, network: str, image: Array) -> None:
         super().__init__(daemon=True)
-        self._server, self._network, self._image = Server(target, 1 << 28), network, image
+        self._server, self._network, self._image = Connection(Endpoint(target), 1 << 28), network, image
         self._info = self._server.list_models(_ANSWER_SECONDS)[network]
         self.tail_seconds = self._info.tail_seconds[0]
         self._changed = threading.Condition()
@@ -59,7 +60,9 @@ class OtherDevice(threading.Thread):
         try:
             while True:
                 self._await_frame()
-                self._server.infer(self._network, self._info.digest, 0, [self._image], CODECS["raw"], _ANSWER_SECONDS)
+                self._server.infer(
+                    self._network, self._info.digest, PlanKey(0, DEFAULT_CODEC), [self._image], _ANSWER_SECONDS
+                )
         except BaseException:  # a load that is less than it should be must not go unnoticed
             traceback.print_exc()
             os._exit(1)

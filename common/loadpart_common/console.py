@@ -17,7 +17,7 @@ from loadpart_common.errors import OffloadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from loadpart_common.engines import Engine
+    from loadpart_common.engines.segment_cache import SegmentCache
     from loadpart_common.latency.measurements import Measurements
     from loadpart_common.latency.model import LatencyModel
     from loadpart_common.store.model_store import StoredModel
@@ -50,19 +50,20 @@ def calibrate(measurements: Measurements, *, show: bool) -> None:
     if not show:
         from loadpart_common.latency.calibration import calibrate as measure
 
-        with progress("calibrating") as tell, _engine(measurements.threads) as engine:
-            measurements.save_model(measure(engine, on_progress=tell))
+        with progress("calibrating") as tell, _engine(measurements) as cache:
+            measurements.save_model(measure(cache, on_progress=tell))
     _print_model(measurements.model(), measurements.model_path)
 
 
 def profile(measurements: Measurements, stored: StoredModel) -> None:
     """Measures one network on this machine, keeps its profile and prints it beside what the model predicts."""
-    from loadpart_common.latency.calibration import profile as measure
-    from loadpart_common.latency.model import Curves
+    from loadpart_common.latency.curves import Curves
+    from loadpart_common.latency.profile import measure_profile
 
     latency = measurements.model()
-    with progress(f"profiling {stored.manifest.name}") as tell, _engine(measurements.threads) as engine:
-        measured = measure(engine, engine.load(stored.path), latency, on_progress=tell)
+    with progress(f"profiling {stored.manifest.name}") as tell, _engine(measurements) as cache:
+        model = cache.load(stored.path, stored.manifest.format)
+        measured = measure_profile(cache, model, latency, on_progress=tell)
     measurements.save_profile(stored.manifest.digest, measured)
     graph = stored.manifest.graph
     curves = Curves(graph, latency)
@@ -101,11 +102,12 @@ def _print_model(model: LatencyModel, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _engine(threads: int) -> Iterator[Engine]:
-    from loadpart_common.engines import Engine
+def _engine(measurements: Measurements) -> Iterator[SegmentCache]:
+    """The engine that is to be measured, started."""
+    from loadpart_common.engines.segment_cache import SegmentCache
 
-    engine = Engine(threads=threads)
+    cache = SegmentCache(measurements.engine(threads=measurements.threads))
     try:
-        yield engine
+        yield cache
     finally:
-        engine.close()
+        cache.close()

@@ -1,4 +1,4 @@
-"""Errors, the codes that carry them over the wire, and the gRPC statuses that go with the codes.
+"""Errors. Each has a code, which carries it over the wire (see `wire.status`) and names it in metrics.
 
 OffloadError
 ├── RequestError            what was asked for cannot be done; asking again gives the same answer
@@ -7,12 +7,16 @@ OffloadError
 │   ├── ModelMismatchError  the two sides hold different files under one name
 │   ├── MessageTooLargeError
 │   └── ModelNotFoundError
+├── AccessError             the server lets this device not do that; another credential is needed
+│   ├── AuthenticationError   the credential is missing, wrong or expired
+│   └── PermissionDeniedError it is known, and has no right to do this
 ├── ModelError              a model file or the store is broken or holds what cannot be served
 ├── ServerError             the server failed; asking again may help
-│   ├── OverloadedError     its queue is full
+│   ├── OverloadedError     its queue is full; says when to ask again
 │   ├── UnavailableError    it cannot be reached, or it drains
 │   ├── DeadlineError       the answer would come, or came, too late
 │   └── InternalError       something broke inside it
+├── ClientClosedError       the client was closed before this call
 └── SettingsError           a flag, variable or file has a wrong value
 """
 
@@ -20,24 +24,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import grpc
-
-ERROR_METADATA_KEY = "loadpart-error"
-"""Trailing metadata that carries `OffloadError.code`."""
-
 
 class OffloadError(Exception):
     """Base of all errors that LoADPart raises on purpose; the message says what was expected and what came."""
 
     code: ClassVar[str] = "OFFLOAD_ERROR"
-    status: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
 
 
 class RequestError(OffloadError):
     """What was asked for cannot be done; asking again gives the same answer."""
 
     code = "BAD_REQUEST"
-    status = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class InputError(RequestError):
@@ -50,63 +47,80 @@ class CutError(RequestError):
     """The network cannot be cut at that place."""
 
     code = "BAD_CUT"
-    status = grpc.StatusCode.OUT_OF_RANGE
 
 
 class ModelMismatchError(RequestError):
     """The device and the server hold different files under one model name."""
 
     code = "MODEL_MISMATCH"
-    status = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class MessageTooLargeError(RequestError):
     """A message exceeds what the receiver accepts."""
 
     code = "MESSAGE_TOO_LARGE"
-    status = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class ModelNotFoundError(RequestError):
     """The model store holds no model of that name, or the server does not serve it."""
 
     code = "MODEL_NOT_FOUND"
-    status = grpc.StatusCode.NOT_FOUND
+
+
+class AccessError(OffloadError):
+    """The server does not let this device do what it asked for; asking again with the same credential is useless."""
+
+    code = "ACCESS"
+
+
+class AuthenticationError(AccessError):
+    """The device's credential is missing, wrong or expired."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(AccessError):
+    """The device's credential is valid, and does not allow what was asked for."""
+
+    code = "PERMISSION_DENIED"
 
 
 class ModelError(OffloadError):
     """A model file is corrupt, foreign, or holds what cannot be cut or served."""
 
     code = "MODEL_ERROR"
-    status = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class ServerError(OffloadError):
     """The server failed; the same request may succeed later or elsewhere."""
 
     code = "SERVER_ERROR"
-    status = grpc.StatusCode.INTERNAL
 
 
 class OverloadedError(ServerError):
-    """The server's queue is full."""
+    """The server's queue is full.
+
+    Attributes:
+        retry_after_seconds: When a request may find room again, as the server expects; None when it did not say.
+    """
 
     code = "OVERLOADED"
-    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class UnavailableError(ServerError):
     """The server cannot be reached, or it is shutting down."""
 
     code = "UNAVAILABLE"
-    status = grpc.StatusCode.UNAVAILABLE
 
 
 class DeadlineError(ServerError):
     """The answer did not come in time."""
 
     code = "DEADLINE"
-    status = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class InternalError(ServerError):
@@ -115,41 +129,13 @@ class InternalError(ServerError):
     code = "INTERNAL"
 
 
+class ClientClosedError(OffloadError):
+    """The client was closed before this call."""
+
+    code = "CLIENT_CLOSED"
+
+
 class SettingsError(OffloadError):
     """A flag, an environment variable or a settings file has a wrong value."""
 
     code = "SETTINGS"
-    status = grpc.StatusCode.INVALID_ARGUMENT
-
-
-_ON_THE_WIRE: tuple[type[OffloadError], ...] = (
-    RequestError,
-    InputError,
-    CutError,
-    ModelMismatchError,
-    MessageTooLargeError,
-    ModelNotFoundError,
-    ModelError,
-    OverloadedError,
-    UnavailableError,
-    DeadlineError,
-    InternalError,
-)
-_BY_CODE = {error.code: error for error in _ON_THE_WIRE}
-_BY_STATUS = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED: MessageTooLargeError,  # the only one that gRPC itself sends
-    grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.CANCELLED: UnavailableError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
-    grpc.StatusCode.INVALID_ARGUMENT: RequestError,
-    grpc.StatusCode.UNIMPLEMENTED: RequestError,
-}
-
-
-def from_rpc_error(error: grpc.RpcError) -> OffloadError:
-    """Turns what gRPC raised into the error that the server meant, by its code, or else by the gRPC status."""
-    if not isinstance(error, grpc.Call):
-        return InternalError(str(error))
-    metadata = dict(error.trailing_metadata() or ())
-    kind = _BY_CODE.get(str(metadata.get(ERROR_METADATA_KEY))) or _BY_STATUS.get(error.code(), InternalError)
-    return kind(error.details() or error.code().name)

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from loadpart_common.errors import CutError, ModelError
+from loadpart_common.families import Family
 from loadpart_common.tensors import BATCH, TensorSpec
 
 
@@ -29,7 +30,8 @@ class Layer:
 
     Attributes:
         name: Where it stands in the network; unique.
-        kind: Operator kind, such as `Conv2D`.
+        kind: The operator's name in the model's format, such as `Conv2D`; for people to read.
+        family: What kind of work it is.
         inputs: The values it takes, weights and constants left out.
         outputs: What it gives, one specification a tensor.
         flops: Floating-point operations for one item of the batch; a multiply-add counts as two.
@@ -38,6 +40,7 @@ class Layer:
 
     name: str
     kind: str
+    family: Family
     inputs: tuple[Value, ...]
     outputs: tuple[TensorSpec, ...]
     flops: int
@@ -61,18 +64,14 @@ class Cut:
     """A place to cut.
 
     Attributes:
-        index: Layers on the device.
+        index: Layers before it.
         live: Values that cross, in topological order.
         specs: Their specifications, in the same order.
-        device_outputs: Indices of the network's outputs that the device has after the head.
-        server_outputs: Indices of the network's outputs that the tail gives.
     """
 
     index: int
     live: tuple[Value, ...]
     specs: tuple[TensorSpec, ...]
-    device_outputs: tuple[int, ...]
-    server_outputs: tuple[int, ...]
 
     def nbytes(self, batch: int = 1) -> int:
         """Bytes that cross for a batch, before any codec."""
@@ -106,8 +105,8 @@ class Graph:
     barriers: tuple[Barrier, ...] = ()
 
     @property
-    def whole(self) -> int:
-        """The cut that leaves everything on the device: the number of layers."""
+    def layer_count(self) -> int:
+        """The number of layers, which is also the index of the last cut."""
         return len(self.layers)
 
     @cached_property
@@ -118,7 +117,7 @@ class Graph:
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """Every valid cut, in order; the first is full offload, the last fully local."""
-        return tuple(self._cut(index) for index in range(self.whole + 1) if self._barrier_at(index) is None)
+        return tuple(self._cut(index) for index in range(self.layer_count + 1) if self._barrier_at(index) is None)
 
     @cached_property
     def _cut_by_index(self) -> dict[int, Cut]:
@@ -144,7 +143,7 @@ class Graph:
             return found
         barrier = self._barrier_at(index)
         if barrier is None:
-            raise CutError(f"cut {index} is out of range: expected 0 (all on the server) to {self.whole} (all here)")
+            raise CutError(f"cut {index} is out of range: expected 0 (no layer before it) to {self.layer_count} (all)")
         layer = self.layers[barrier.layer]
         raise CutError(
             f"cut {index} would separate layer {layer.name!r} ({layer.kind}), which changes memory in place, "
@@ -165,7 +164,7 @@ class Graph:
         Raises:
             CutError: The cut is not valid.
         """
-        return self.segment(self.cut(index).index, self.whole)
+        return self.segment(self.cut(index).index, self.layer_count)
 
     def segment(self, first: int, stop: int) -> Segment:
         """Layers `first` to `stop` - 1 as one piece; both must be valid cuts."""
@@ -190,8 +189,6 @@ class Graph:
             index=index,
             live=live,
             specs=tuple(self.spec(value) for value in live),
-            device_outputs=tuple(i for i, value in enumerate(self.outputs) if value.layer < index),
-            server_outputs=tuple(i for i, value in enumerate(self.outputs) if value.layer >= index),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -202,6 +199,7 @@ class Graph:
                 {
                     "name": layer.name,
                     "kind": layer.kind,
+                    "family": layer.family,
                     "inputs": [list(value) for value in layer.inputs],
                     "outputs": [[spec.dtype, list(spec.shape)] for spec in layer.outputs],
                     "flops": layer.flops,
@@ -225,6 +223,7 @@ class Graph:
                 Layer(
                     name=entry["name"],
                     kind=entry["kind"],
+                    family=Family(entry["family"]),
                     inputs=tuple(Value(*value) for value in entry["inputs"]),
                     outputs=output_specs(entry["name"], [(dtype, tuple(shape)) for dtype, shape in entry["outputs"]]),
                     flops=entry["flops"],

@@ -1,4 +1,4 @@
-"""Protobuf's wire format, where parsing a whole message would copy what is large in it.
+"""Walks over the fields of protobuf messages, where parsing a whole message would copy what is large in it.
 
 A message is a sequence of fields, each a key (number and kind of value) and a value; see
 https://protobuf.dev/programming-guides/encoding.

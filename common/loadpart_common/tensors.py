@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from loadpart_common.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -45,7 +48,19 @@ class TensorSpec:
         return tuple(batch if size == BATCH else size for size in self.shape)
 
 
-def check_arrays(arrays: list[Array], specs: tuple[TensorSpec, ...], batch: int | None = None) -> int:
+class Shaped(Protocol):
+    """An array, or a tensor that is not decoded yet."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+
+def check_arrays(arrays: Sequence[Shaped], specs: tuple[TensorSpec, ...], batch: int | None = None) -> int:
     """Checks arrays against specifications and returns the batch size that they share.
 
     Args:

@@ -9,7 +9,11 @@
 Every error is an `OffloadError`; see `loadpart_common.errors` for the tree.
 """
 
+from loadpart_common.engines.mindspore import protobuf_loader
 from loadpart_common.errors import (
+    AccessError,
+    AuthenticationError,
+    ClientClosedError,
     CutError,
     DeadlineError,
     InputError,
@@ -20,6 +24,7 @@ from loadpart_common.errors import (
     ModelNotFoundError,
     OffloadError,
     OverloadedError,
+    PermissionDeniedError,
     RequestError,
     ServerError,
     SettingsError,
@@ -28,7 +33,14 @@ from loadpart_common.errors import (
 from loadpart_device.client import OffloadClient
 from loadpart_device.result import Plan, Result, Timings
 
+# An application may import MindSpore itself, at any time after this. MindSpore would then switch the whole process to
+# another protobuf runtime than the one that gRPC uses, and the interpreter would crash.
+protobuf_loader.install()
+
 __all__ = [
+    "AccessError",
+    "AuthenticationError",
+    "ClientClosedError",
     "CutError",
     "DeadlineError",
     "InputError",
@@ -40,6 +52,7 @@ __all__ = [
     "OffloadClient",
     "OffloadError",
     "OverloadedError",
+    "PermissionDeniedError",
     "Plan",
     "RequestError",
     "Result",

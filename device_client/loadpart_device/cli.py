@@ -16,15 +16,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from loadpart_common import console
+from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES, engine_for
 from loadpart_common.errors import SettingsError
-from loadpart_common.latency.measurements import Measurements, usable_cores
-from loadpart_common.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_common.latency.measurements import Measurements
+from loadpart_common.machine import usable_cores
+from loadpart_common.planning.plan import PlanKey
+from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.client import OffloadClient
 from loadpart_device.deciding.decision_log import read_decisions, summary
 from loadpart_device.deciding.explain import State, look_up
 from loadpart_device.deciding.plot import plot as draw
 from loadpart_device.deciding.policies import ADAPTIVE, POLICIES
-from loadpart_device.edges.connection import Server
+from loadpart_device.edges.connection import Connection
+from loadpart_device.edges.link import LinkReading
+from loadpart_device.edges.load import ServerLoad
 from loadpart_device.images import load_images
 from loadpart_device.model_cache import default_cache, find_model
 from loadpart_device.settings import ENV_PREFIX, load_settings, parse_policy
@@ -153,28 +158,28 @@ def plan(
     with _fetching() as on_progress:
         network = look_up(
             settings.model,
-            settings.server,
+            Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES),
             cache=_cache(settings),
-            measurements=_measurements(settings),
+            latency_folder=_latency_folder(settings),
+            threads=settings.threads or usable_cores(),
             timeout_seconds=settings.connect_timeout,
             measure=bandwidth is None,
             on_progress=on_progress,
         )
     if network.link is not None and network.load is not None:
-        state = State(
-            network.link.seconds_per_byte,
-            network.link.round_trip_seconds,
-            load or network.load.slow_down,
-            network.load.backlog_seconds if backlog is None else backlog * 1e-3,
-            device_slow_down,
-        )
+        link, known = network.link, network.load
     else:
         assert bandwidth is not None
-        state = State(8e-6 / bandwidth, round_trip * 1e-3, load or 1.0, (backlog or 0.0) * 1e-3, device_slow_down)
+        link, known = LinkReading(round_trip * 1e-3, 8e-6 / bandwidth), ServerLoad(1.0, 0.0)
+    if load is not None:
+        known = known._replace(slow_down=load)
+    if backlog is not None:
+        known = known._replace(backlog_seconds=backlog * 1e-3)
+    state = State(link, known, device_slow_down)
     costs = [cost for cost in network.costs(state) if every or cost.can_win or cost.chosen]
     if as_json:
         for cost in costs:
-            print(json.dumps({"model": settings.model, **asdict(cost)}))
+            print(json.dumps({"model": settings.model, **_row(cost)}))
     else:
         _show_plans(network, state, costs)
     if plot is not None:
@@ -191,7 +196,8 @@ def calibrate(
 ) -> None:
     """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
     settings = load_settings({"threads": threads, "latency_folder": latency_folder}, config, needs_model=False)
-    console.calibrate(_measurements(settings), show=show)
+    threads_of_one = settings.threads or usable_cores()
+    console.calibrate(Measurements(ENGINES[DEFAULT_ENGINE], threads_of_one, _latency_folder(settings)), show=show)
 
 
 @app.command()
@@ -206,13 +212,14 @@ def profile(
 ) -> None:
     """Measures heads and tails of a model on this machine; the model is fetched when it is not cached."""
     settings = _model_settings(server, model, threads, cache, latency_folder, connect_timeout, config)
-    edge = Server(settings.server, DEFAULT_MAX_MESSAGE_BYTES)
-    try:
-        with _fetching() as on_progress:
-            stored, _, _ = find_model(edge, settings.model, _cache(settings), settings.connect_timeout, on_progress)
-    finally:
-        edge.close()
-    console.profile(_measurements(settings), stored)
+    with (
+        contextlib.closing(Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES)) as connection,
+        _fetching() as on_progress,
+    ):
+        found = find_model([connection], settings.model, _cache(settings), settings.connect_timeout, on_progress)
+    engine = engine_for(found.stored.manifest.format)
+    measurements = Measurements(engine, settings.threads or usable_cores(), _latency_folder(settings))
+    console.profile(measurements, found.stored)
 
 
 @app.command()
@@ -228,14 +235,16 @@ def replay(
         for row in rows:
             print(json.dumps(row))
         return
-    table = Table("model", "cut", "taken", f"taken by {policy or 'the same policy'}", "mean latency, ms", box=None)
+    again = f"taken by {policy or 'the same policy'}"
+    table = Table("model", "server", "plan", "taken", again, "mean latency, ms", box=None)
     for row in rows:
         mean = f"{row['seconds'] / row['taken'] * 1e3:.1f}" if row["taken"] else ""
-        table.add_row(row["model"], str(row["cut"]), str(row["taken"]), str(row["again"]), mean)
+        plan = str(PlanKey(row["cut"], row["codec"]))
+        table.add_row(row["model"], row["server"], plan, str(row["taken"]), str(row["again"]), mean)
     out = Console(highlight=False)
     out.print(table)
-    same = sum(decision.again() == decision.cut for decision in decisions)
-    out.print(f"{len(decisions)} decisions; made again from their weights, {same} are the same")
+    same = sum(decision.again() == decision.chosen for decision in decisions)
+    out.print(f"{len(decisions)} decisions; made again from what was known, {same} are the same")
 
 
 def _top(scores: Array, labels: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -274,7 +283,7 @@ def _show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
     for cost in costs:
         parts = (cost.device_seconds, cost.network_seconds, cost.queue_seconds, cost.server_seconds, cost.total_seconds)
         table.add_row(
-            str(cost.cut),
+            str(cost.plan.cut),
             cost.layer,
             f"{cost.nbytes / 1e3:.1f}",
             *(f"{seconds * 1e3:.2f}" for seconds in parts),
@@ -314,9 +323,15 @@ def _cache(settings: Settings) -> Path:
     return Path(settings.cache) if settings.cache else default_cache()
 
 
-def _measurements(settings: Settings) -> Measurements:
-    folder = Path(settings.latency_folder) if settings.latency_folder else None
-    return Measurements(settings.threads or usable_cores(), folder)
+def _latency_folder(settings: Settings) -> Path | None:
+    return Path(settings.latency_folder) if settings.latency_folder else None
+
+
+def _row(cost: PlanCost) -> dict[str, Any]:
+    """What a plan costs, as a flat document."""
+    row = asdict(cost)
+    del row["plan"]
+    return {"cut": cost.plan.cut, "codec": cost.plan.codec, **row}
 
 
 def main() -> None:

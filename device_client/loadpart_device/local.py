@@ -1,4 +1,4 @@
-"""The network on the device: heads, tails and the whole, built ahead and run by the engine's thread."""
+"""The network on the device: heads, tails and the whole, built ahead and run by the process's engine."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from loadpart_common.engines import EngineExecutor
+from loadpart_common.engines.executor import EngineExecutor
+from loadpart_common.engines.registry import engine_for
+from loadpart_common.engines.timing import idle_seconds
+from loadpart_common.latency.anchors import Anchors
+from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.measurements import Measurements
-from loadpart_common.latency.model import Anchors, Curves
 from loadpart_common.latency.slow_down import SlowDown
+from loadpart_common.planning.plan import PlanKey, plan_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from concurrent.futures import Future
     from pathlib import Path
 
-    from loadpart_common.engines import Engine, LoadedModel
+    from loadpart_common.engines.segment_cache import CachedModel, SegmentCache
     from loadpart_common.graph import Graph, Segment, Value
     from loadpart_common.store.model_store import StoredModel
     from loadpart_common.tensors import Array
@@ -28,7 +32,7 @@ Values = dict["Value", "Array"]
 
 
 class LocalRuntime:
-    """Runs segments of one model on the device.
+    """Runs segments of one model on the device. Thread-safe.
 
     Attributes:
         graph: The network.
@@ -40,8 +44,8 @@ class LocalRuntime:
         *,
         threads: int,
         memory_limit_bytes: int,
-        latency_folder: Path | None,
-        on_change: Callable[[], None],
+        latency_folder: Path | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts the process's engine, in the background.
 
@@ -50,26 +54,28 @@ class LocalRuntime:
             threads: Threads of one operator.
             memory_limit_bytes: Bound on the memory of compiled segments, weights left out.
             latency_folder: Folder with what was measured of this machine; the usual one when None.
-            on_change: Called, on the engine's thread, when `ready_cuts` or `head_seconds` have changed.
+            on_change: Called, on the engine's thread, when `is_ready` or `head_seconds` have changed.
 
         Raises:
+            ModelError: No engine takes the model.
             SettingsError: Another client of this process uses another number of threads, or what was measured of this
                 machine is in a file that is damaged.
         """
         self._on_change = on_change
-        measurements = Measurements(threads, latency_folder)
-        self._curves = Curves(stored.manifest.graph, measurements.model())
+        self.graph: Graph = stored.manifest.graph
+        self._stored = stored
+        engine = engine_for(stored.manifest.format)
+        measurements = Measurements(engine, threads, latency_folder)
+        self._curves = Curves(self.graph, measurements.model())
         self._anchors = Anchors()
         for cut, seconds in measurements.profile(stored.manifest.digest).heads.items():
-            self._anchors.measure(cut, seconds)
-        self.graph: Graph = stored.manifest.graph
-        self._executor = EngineExecutor.acquire(threads=threads, memory_limit_bytes=memory_limit_bytes)
-        self._path = stored.path
-        self._model: LoadedModel | None = None
-        self._ready: set[int] = {0}
-        self._lock = threading.Lock()
+            self._anchors.measure(plan_at(self.graph, cut), seconds)
+        self._executor = EngineExecutor.acquire(engine, threads=threads, memory_limit_bytes=memory_limit_bytes)
+        self._model: CachedModel | None = None
+        self._ready: set[PlanKey] = set()
+        self._lock = threading.RLock()
         self._slow_down = SlowDown(readings=_READINGS)
-        self._head_seconds = self._curves.head_seconds(self._anchors.seconds)
+        self._head_seconds = self._curves.head_seconds(self._anchors.by_cut())
         self._builds: list[Future[None]] = []
         self._unfinished: set[Future[None]] = set()  # of them
 
@@ -78,10 +84,9 @@ class LocalRuntime:
         """Whether everything that was asked for is built; building takes the interpreter and the cores."""
         return not self._unfinished
 
-    @property
-    def ready_cuts(self) -> frozenset[int]:
-        """Cuts whose heads are built and timed; cut 0 needs none."""
-        return frozenset(self._ready)
+    def is_ready(self, plan: PlanKey) -> bool:
+        """Whether the head of a plan is built and timed; cut 0 has no head."""
+        return plan.cut == 0 or plan in self._ready
 
     @property
     def slow_down(self) -> float:
@@ -95,23 +100,22 @@ class LocalRuntime:
         return self._head_seconds
 
     @property
-    def regressed_head_seconds(self) -> Array:
+    def modelled_head_seconds(self) -> Array:
         """The same from the latency model alone, as if nothing of this network had been measured."""
         return self._curves.head_seconds({})
 
     def when_started(self, function: Callable[[], object]) -> None:
-        """Has a function called, on the engine's thread, once MindSpore is loaded."""
+        """Has a function called, on the engine's thread, once the engine is started."""
         self._executor.submit(lambda _: function())
 
-    def build(self, cuts: Iterable[int]) -> None:
-        """Has the heads of cuts, and the tails that finish for them, built when the engine has nothing else to do.
+    def build(self, plans: Iterable[PlanKey]) -> None:
+        """Has the heads of plans, and the tails that finish for them, built when the engine has nothing else to do.
 
         Args:
-            cuts: Cuts, the most wanted first.
+            plans: Plans, the most wanted first.
         """
-        wanted = [cut for cut in cuts if cut not in self.ready_cuts]
-        with self._lock:  # the client and its monitor may ask at the same time
-            builds = [self._executor.submit(self._build, cut) for cut in wanted]
+        with self._lock:  # the client and its edges may ask at the same time
+            builds = [self._executor.submit(self._build, plan) for plan in plans if not self.is_ready(plan)]
             self._builds += builds
             self._unfinished.update(builds)
         for build in builds:
@@ -126,69 +130,75 @@ class LocalRuntime:
         for build in list(self._builds):
             build.result()
 
-    def head(self, cut: int, inputs: Values, batch: int) -> tuple[Values, float]:
-        """Runs the head of a cut; gives what it computes and the seconds that it ran."""
-        outputs, seconds = self._executor.run(self._run, self.graph.head(cut), inputs, batch)
+    def head(self, plan: PlanKey, inputs: Values, batch: int) -> tuple[Values, float]:
+        """Runs the head of a plan; gives what it computes and the seconds that it ran."""
+        outputs, seconds = self._executor.run(self._run, self.graph.head(plan.cut), inputs, batch)
         with self._lock:
-            if (idle := self._anchors.seconds.get(cut)) is not None:
+            if (idle := self._anchors.get(plan)) is not None:
                 self._slow_down.record(idle * batch, seconds)
-                if self._anchors.observe(cut, seconds / batch):
+                if self._anchors.observe(plan, seconds / batch):
                     self._executor.submit(self._redraw)
         return outputs, seconds
 
-    def finish(self, cut: int, values: Values, batch: int) -> Values:
-        """Computes the outputs that a cut leaves to the server: from its tensors if that tail is built, else anew.
+    def finish(self, plan: PlanKey, values: Values, batch: int) -> Values:
+        """Computes here the outputs that a plan leaves to the server.
+
+        From the head's outputs if that tail is built, otherwise with the whole network.
 
         Args:
-            cut: The cut.
+            plan: The plan.
             values: The network's inputs, and what the head gave.
             batch: The batch size.
         """
-        return self._executor.run(self._finish, cut, values, batch)
+        return self._executor.run(self._finish, plan, values, batch)
 
     def close(self) -> None:
         """Drops the model, after what is under way; what is not begun is cancelled."""
         for build in self._builds:
             build.cancel()
         self._executor.run(self._unload)
-        EngineExecutor.release()
+        self._executor.release()
 
-    def _unload(self, engine: Engine) -> None:
-        if self._model is not None:
-            engine.unload(self._model)
-            self._model = None
+    def _unload(self, cache: SegmentCache) -> None:
+        with self._lock:
+            if self._model is not None:
+                cache.unload(self._model)
+                self._model = None
 
-    def _loaded(self, engine: Engine) -> LoadedModel:
-        """The model; only the engine's thread asks for it."""
-        if self._model is None:
-            self._model = engine.load(self._path)
-        return self._model
+    def _loaded(self, cache: SegmentCache) -> CachedModel:
+        model = self._model
+        if model is None:
+            with self._lock:
+                if self._model is None:
+                    self._model = cache.load(self._stored.path, self._stored.manifest.format)
+                model = self._model
+        return model
 
-    def _build(self, engine: Engine, cut: int) -> None:
-        if cut in self._ready:
+    def _build(self, cache: SegmentCache, plan: PlanKey) -> None:
+        if plan in self._ready:
             return
-        model = self._loaded(engine)
-        seconds = engine.idle_seconds(model, self.graph.head(cut), runs=_TIMED_RUNS)
-        if cut < self.graph.whole:
-            engine.segment(model, self.graph.tail(cut), self.graph.smallest_batch)
+        model = self._loaded(cache)
+        seconds = idle_seconds(cache, model, self.graph.head(plan.cut), runs=_TIMED_RUNS)
+        if not plan.is_local:
+            cache.segment(model, self.graph.tail(plan.cut), self.graph.smallest_batch)
         with self._lock:
-            self._anchors.measure(cut, seconds)
-            self._ready.add(cut)
-        self._redraw(engine)
+            self._anchors.measure(plan, seconds)
+            self._ready.add(plan)
+        self._redraw(cache)
 
-    def _redraw(self, _: Engine) -> None:
+    def _redraw(self, _: SegmentCache) -> None:
         with self._lock:
-            self._head_seconds = self._curves.head_seconds(self._anchors.seconds)
+            self._head_seconds = self._curves.head_seconds(self._anchors.by_cut())
         self._on_change()
 
-    def _run(self, engine: Engine, segment: Segment, values: Values, batch: int) -> tuple[Values, float]:
-        compiled = engine.segment(self._loaded(engine), segment, batch)
+    def _run(self, cache: SegmentCache, segment: Segment, values: Values, batch: int) -> tuple[Values, float]:
+        compiled = cache.segment(self._loaded(cache), segment, batch)
         started = time.perf_counter()
         outputs = compiled.run([values[value] for value in segment.inputs])
         return dict(zip(segment.outputs, outputs, strict=True)), time.perf_counter() - started
 
-    def _finish(self, engine: Engine, cut: int, values: Values, batch: int) -> Values:
-        tail = self.graph.tail(cut)
-        if engine.is_compiled(self._loaded(engine), tail, batch):
-            return self._run(engine, tail, values, batch)[0]
-        return self._run(engine, self.graph.head(self.graph.whole), values, batch)[0]
+    def _finish(self, cache: SegmentCache, plan: PlanKey, values: Values, batch: int) -> Values:
+        tail = self.graph.tail(plan.cut)
+        if cache.is_compiled(self._loaded(cache), tail, batch):
+            return self._run(cache, tail, values, batch)[0]
+        return self._run(cache, self.graph.head(self.graph.layer_count), values, batch)[0]

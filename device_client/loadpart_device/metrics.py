@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from loadpart_common.errors import SettingsError
+from loadpart_common.metrics_server import MetricsServer
 
 if TYPE_CHECKING:
     from loadpart_common.errors import OffloadError
-    from loadpart_device.edges.monitor import Monitor
+    from loadpart_device.edges.edge import Edge
+    from loadpart_device.edges.fleet import Fleet
     from loadpart_device.result import Result
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -19,8 +22,13 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 class Metrics:
     """The device's metrics, in a registry of their own, and the HTTP server that shows them."""
 
-    def __init__(self, model: str, monitor: Monitor, listen: str) -> None:
+    def __init__(self, model: str, fleet: Fleet, listen: str) -> None:
         """Starts to serve the metrics.
+
+        Args:
+            model: Name of the model.
+            fleet: The servers, whose links are shown.
+            listen: `HOST:PORT`.
 
         Raises:
             SettingsError: The address is none, or cannot be bound.
@@ -32,32 +40,33 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._plans = Counter(
-            "loadpart_device_plans", "Plans run, by model, location and cut", ["model", "location", "cut"],
-            registry=registry,
+            "loadpart_device_plans", "Plans run, by model, location, cut and codec",
+            ["model", "location", "cut", "codec"], registry=registry,
         )  # fmt: skip
         self._phases = Histogram(
             "loadpart_device_phase_seconds",
             "Seconds an inference spent in a phase: decide, head, encode, network, queue, tail, total",
             ["model", "phase"], buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        Gauge(
-            "loadpart_device_uplink_bytes_per_second", "Bandwidth of the uplink; NaN when unknown", registry=registry
-        ).set_function(lambda: 1 / reading.seconds_per_byte if (reading := monitor.link.reading) else float("nan"))
-        Gauge(
-            "loadpart_device_round_trip_seconds", "Round trip of a small request; NaN when unknown", registry=registry
-        ).set_function(lambda: reading.round_trip_seconds if (reading := monitor.link.reading) else float("nan"))
-        host, _, port = listen.rpartition(":")
-        try:
-            self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
-        except (OSError, ValueError, OverflowError) as error:
-            raise SettingsError(f"metrics_listen: expected HOST:PORT that is free, got {listen!r} ({error})") from error
-        self.address = f"{host}:{self._server.server_port}"
+        uplink = Gauge(
+            "loadpart_device_uplink_bytes_per_second", "Bandwidth of the uplink to a server; NaN when unknown",
+            ["server"], registry=registry,
+        )  # fmt: skip
+        round_trip = Gauge(
+            "loadpart_device_round_trip_seconds", "Round trip of a small request to a server; NaN when unknown",
+            ["server"], registry=registry,
+        )  # fmt: skip
+        for edge in fleet:
+            uplink.labels(edge.name).set_function(partial(_uplink_bytes_per_second, edge))
+            round_trip.labels(edge.name).set_function(partial(_round_trip_seconds, edge))
+        self._server = MetricsServer(listen, registry)
+        self.address = self._server.address
 
     def succeeded(self, result: Result) -> None:
         """Counts an inference."""
         plan, timings = result.plan, result.timings
         self._inferences.labels(self._model, "").inc()
-        self._plans.labels(self._model, plan.location, str(plan.cut)).inc()
+        self._plans.labels(self._model, plan.location, str(plan.cut), plan.codec).inc()
         for phase in ("decide", "head", "encode", "network", "queue", "tail", "total"):
             self._phases.labels(self._model, phase).observe(getattr(timings, phase))
 
@@ -67,6 +76,14 @@ class Metrics:
 
     def close(self) -> None:
         """Stops serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
+
+
+def _uplink_bytes_per_second(edge: Edge) -> float:
+    reading = edge.link.reading
+    return 1 / reading.seconds_per_byte if reading else math.nan
+
+
+def _round_trip_seconds(edge: Edge) -> float:
+    reading = edge.link.reading
+    return reading.round_trip_seconds if reading else math.nan

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError, ServerError
+from loadpart_common.files import write_atomically
 from loadpart_common.store.manifest import Manifest
-from loadpart_common.store.model_store import MANIFEST, ModelStore, StoredModel, write_atomically
+from loadpart_common.store.model_store import MANIFEST, ModelStore, StoredModel
 from loadpart_device.edges.connection import model_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from loadpart.v1 import offload_pb2
-    from loadpart_device.edges.connection import Server
+    from loadpart_device.edges.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,11 @@ class ModelCache:
                 return stored
         return None
 
-    def fetch(self, server: Server, name: str, on_progress: Callable[[int, int], None]) -> StoredModel:
+    def fetch(self, connection: Connection, name: str, on_progress: Callable[[int, int], None]) -> StoredModel:
         """Fetches a model from the server.
 
         Args:
-            server: The server.
+            connection: To the server.
             name: Name of the model.
             on_progress: Called with the bytes that have come and the bytes of all.
 
@@ -63,14 +64,14 @@ class ModelCache:
             ModelError: What came is not what its manifest says.
             OffloadError: The server could not be reached.
         """
-        pieces = server.get_model(name)
+        pieces = connection.get_model(name)
         first = next(pieces, None)
         if first is None or first.WhichOneof("piece") != "manifest":
-            raise ModelError(f"{server.target}: expected the manifest of model {name!r} first")
-        manifest = Manifest.from_bytes(first.manifest, f"{server.target}, model {name!r}")
+            raise ModelError(f"{connection.endpoint}: expected the manifest of model {name!r} first")
+        manifest = Manifest.from_bytes(first.manifest, f"{connection.endpoint}, model {name!r}")
         folder = f"{name}-{manifest.digest[:_DIGEST_LETTERS]}"
         digest, received = hashlib.sha256(), 0
-        with self._store.adding(folder) as path:
+        with self._store.adding(folder, manifest.format) as path:
             with path.open("wb") as file:
                 for piece in pieces:
                     file.write(piece.chunk)
@@ -79,7 +80,7 @@ class ModelCache:
                     on_progress(received, manifest.file_bytes)
             if digest.hexdigest() != manifest.digest:
                 raise ModelError(
-                    f"model {name!r} from {server.target}: expected digest {manifest.digest[:12]}..., "
+                    f"model {name!r} from {connection.endpoint}: expected digest {manifest.digest[:12]}..., "
                     f"got {digest.hexdigest()[:12]}... ({received} of {manifest.file_bytes} bytes)"
                 )
         write_atomically(self._store.folder / folder / MANIFEST, manifest.to_bytes())
@@ -106,25 +107,35 @@ class FoundModel(NamedTuple):
 
 
 def find_model(
-    server: Server, name: str, folder: Path, timeout_seconds: float, on_progress: Callable[[int, int], None]
+    connections: Sequence[Connection],
+    name: str,
+    folder: Path,
+    timeout_seconds: float,
+    on_progress: Callable[[int, int], None],
 ) -> FoundModel:
-    """The model that a server serves, fetched unless it is cached; when the server is not there, the cached one.
+    """The model that the first server to answer serves, fetched unless it is cached; without a server the cached one.
 
     Args:
-        server: The server.
+        connections: To the servers; at least one.
         name: Name of the model.
         folder: Folder of fetched models.
-        timeout_seconds: How long to wait for the server.
+        timeout_seconds: How long to wait for each server.
         on_progress: Called with the bytes that have come and those of all.
 
     Raises:
-        ModelNotFoundError: The server does not serve it; or it cannot be reached, and the model is not cached.
+        ModelNotFoundError: The server does not serve it; or none can be reached, and the model is not cached.
         ModelError: What came is not what its manifest says.
+        AccessError: The server does not let this device in.
     """
     models = ModelCache(folder)
-    try:
-        info = model_info(server.list_models(timeout_seconds), name, server.target)
-        return FoundModel(models.find(name, info.digest) or models.fetch(server, name, on_progress), info, None)
-    except ServerError as error:
-        log.warning("the server at %s cannot be reached: %s", server.target, error)
-        return FoundModel(models.find_or_raise(name, error), None, error)
+    why_not: ServerError | None = None
+    for connection in connections:
+        try:
+            info = model_info(connection.list_models(timeout_seconds), name, connection.endpoint)
+            stored = models.find(name, info.digest) or models.fetch(connection, name, on_progress)
+            return FoundModel(stored, info, None)
+        except ServerError as error:
+            log.warning("the server at %s cannot be reached: %s", connection.endpoint, error)
+            why_not = error
+    assert why_not is not None
+    return FoundModel(models.find_or_raise(name, why_not), None, why_not)

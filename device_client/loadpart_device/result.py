@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from loadpart_common.tensors import Array
+    from loadpart_device.deciding.state import Explanation
 
 Location = Literal["local", "split", "offload"]
 
@@ -21,19 +20,21 @@ class Plan:
         cut: Layers that ran on the device.
         location: `local`, `split` or `offload`.
         codec: How the tensors at the cut were written; empty when nothing was sent.
+        server: The server that took part; empty when none did.
         predicted_seconds: Latency that the decision expected; None when it had nothing to go by.
     """
 
     cut: int
     location: Location
     codec: str
+    server: str
     predicted_seconds: float | None
-    _explain: Callable[[], str]
+    _reason: str | Explanation
 
     @property
     def reason(self) -> str:
         """Why this plan, in one line; put into words only when asked for."""
-        return self._explain()
+        return str(self._reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Result:
                 "cut": plan.cut,
                 "location": plan.location,
                 "codec": plan.codec,
+                "server": plan.server,
                 "predicted_seconds": plan.predicted_seconds,
                 "reason": plan.reason,
             },

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from loadpart_common.errors import SettingsError
+from loadpart_common.wire.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 ENV_PREFIX = "LOADPART_DEVICE_"
 
 
+DEFAULT_SERVER = Endpoint("127.0.0.1:50051")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of the device; what they mean is told at `OffloadClient`."""
 
-    server: str = "127.0.0.1:50051"
+    server: Endpoint = DEFAULT_SERVER
     model: str = ""
     policy: str = "load-aware"
     deadline: float | None = None
@@ -55,6 +59,8 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None, *, needs
     for name, kind in _NUMBERS.items():
         if values.get(name) is not None:
             values[name] = _number(name, kind, values[name])
+    if "server" in values:
+        values["server"] = Endpoint.parse(str(values["server"]))
     settings = Settings(**values)
     if needs_model and not settings.model:
         raise SettingsError("model: expected the name of a model, got nothing")

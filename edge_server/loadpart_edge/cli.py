@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from loadpart_common import console
-from loadpart_common.engines.mindspore.zoo import NETWORKS
+from loadpart_common.engines.mindspore.zoo import FORMAT, NETWORKS
 from loadpart_common.engines.mindspore.zoo import export as export_network
+from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES, engine_for
 from loadpart_common.errors import OffloadError
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.store.model_store import ModelStore
@@ -84,7 +85,7 @@ def export(
     with console.progress("exporting") as tell:
         for done, name in enumerate(chosen):
             tell(done, len(chosen))
-            with target.adding(name) as path:
+            with target.adding(name, FORMAT) as path:
                 export_network(name, path, seed=seed, checkpoint=checkpoint)
             if lines is not None:
                 target.set_labels(name, lines)
@@ -96,7 +97,9 @@ def export(
 def models(store: Store = None, config: Config = None) -> None:
     """Lists the model store."""
     target = ModelStore(load_settings({"store": store}, config).store)
-    table = Table("model", "input", "output", "layers", "cuts", "GFLOP", "MB", "digest", box=None, header_style="bold")
+    table = Table(
+        "model", "format", "input", "output", "layers", "cuts", "GFLOP", "MB", "digest", box=None, header_style="bold"
+    )
     for name in target.names():
         try:
             manifest = target.open(name).manifest
@@ -106,9 +109,10 @@ def models(store: Store = None, config: Config = None) -> None:
         graph = manifest.graph
         table.add_row(
             name,
+            manifest.format,
             " ".join(map(str, graph.inputs)),
             " ".join(map(str, graph.output_specs)),
-            str(graph.whole),
+            str(graph.layer_count),
             str(len(graph.cuts)),
             f"{sum(layer.flops for layer in graph.layers) / 1e9:.2f}",
             f"{manifest.file_bytes / 1e6:.1f}",
@@ -129,7 +133,8 @@ def calibrate(
 ) -> None:
     """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
     settings = load_settings({"threads": threads, "latency_folder": latency_folder}, config)
-    console.calibrate(Measurements(settings.worker_threads, settings.latency_folder), show=show)
+    engine = ENGINES[DEFAULT_ENGINE]
+    console.calibrate(Measurements(engine, settings.worker_threads, settings.latency_folder), show=show)
 
 
 @app.command()
@@ -142,10 +147,11 @@ def profile(
 ) -> None:
     """Measures heads and tails of models on this machine; the daemon takes their figures from then on."""
     settings = load_settings({"threads": threads, "store": store, "latency_folder": latency_folder}, config)
-    measurements = Measurements(settings.worker_threads, settings.latency_folder)
     models = ModelStore(settings.store)
     for name in names or models.names():
-        console.profile(measurements, models.open(name))
+        stored = models.open(name)
+        engine = engine_for(stored.manifest.format)
+        console.profile(Measurements(engine, settings.worker_threads, settings.latency_folder), stored)
 
 
 def main() -> None:

@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from prometheus_client import start_http_server
 
-from loadpart_common.errors import SettingsError
+from loadpart_common.metrics_server import MetricsServer
 from loadpart_common.store.model_store import ModelStore
-from loadpart_common.wire.framing import SERVICE, channel_options
+from loadpart_common.wire.limits import channel_options
+from loadpart_common.wire.methods import SERVICE
 from loadpart_edge.metrics import Metrics
 from loadpart_edge.rpc.service import OffloadService
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.status import StatusBoard
 from loadpart_edge.served_models import ServedModels
+from loadpart_edge.workers.base import Prepared
+from loadpart_edge.workers.local.process import LocalWorkers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
+    from loadpart_common.errors import OffloadError
+    from loadpart_common.wire.endpoint import Endpoint
     from loadpart_edge.settings import Settings
-    from loadpart_edge.workers.local.messages import Prepare, Prepared
+    from loadpart_edge.workers.base import Preparation, Worker
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -50,7 +54,7 @@ class Daemon:
         self._metrics = Metrics()
         self._models = ServedModels(ModelStore(settings.store), settings)
         self._health = health.aio.HealthServicer()
-        self._preparations: list[Prepare] = []
+        self._to_build = 0
         self._built = 0
 
     async def run(self) -> None:
@@ -65,13 +69,13 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        canary = self._models.canary()
-        self._preparations = list(dict.fromkeys([*self._models.preparations(), canary]))
-        scheduler = Scheduler(settings, self._preparations, canary=canary, on_prepared=self._on_prepared)
+        scheduler = self._make_scheduler()
         board = StatusBoard(scheduler, settings.status_period_seconds, lambda: self._models.version)
         scheduler.on_change = board.queue_changed
         self._metrics.follow(scheduler, board)
-        service = OffloadService(settings, self._models, scheduler, board, self._metrics)
+        service = OffloadService(
+            self._models, scheduler, board, self._metrics, max_message_bytes=settings.max_message_bytes
+        )
         await self._set_health(_NOT_SERVING)
         server = grpc.aio.server(
             options=[
@@ -84,7 +88,7 @@ class Daemon:
         server.add_generic_rpc_handlers((service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         with self._metrics_server() as metrics_address:
-            address = _bind(server, settings.listen)
+            endpoint = settings.listen.bind(server)
             await server.start()
             board.start()
             try:
@@ -92,7 +96,7 @@ class Daemon:
                     gc.freeze()  # modules and manifests stay: collections need not look at them
                     service.ready = True
                     await self._set_health(_SERVING)
-                    print(self._ready_line(address, metrics_address), flush=True)  # the promised line
+                    print(self._ready_line(endpoint, metrics_address), flush=True)  # the promised line
                     await stop.wait()
                     log.info("draining: %d running, %d waiting", scheduler.running, scheduler.queue_length)
                     await self._set_health(_NOT_SERVING)
@@ -106,21 +110,42 @@ class Daemon:
                 await scheduler.close()
         log.info("stopped")
 
-    def _on_prepared(self, preparation: Prepare, prepared: Prepared | None) -> None:
-        if prepared is not None:
-            self._models.get(preparation.model).prepared(preparation.cut, prepared.seconds)
-            self._metrics.worker_memory.set(prepared.resident_bytes)
+    def _make_scheduler(self) -> Scheduler:
+        settings, preparations = self._settings, self._models.preparations()
+        self._to_build = len(preparations) * settings.workers
+        workers = LocalWorkers(
+            self._models.stored,
+            workers=settings.workers,
+            threads=settings.worker_threads,
+            max_message_bytes=settings.max_message_bytes,
+            segment_memory_bytes=settings.segment_memory_bytes,
+            log_level=settings.log_level,
+        )
+        return Scheduler(
+            workers,
+            seats=settings.workers,
+            queue_limit=settings.queue_limit,
+            preparations=preparations,
+            canary=self._models.canary(),
+            on_prepared=self._on_prepared,
+            on_restart=self._metrics.worker_restarts.inc,
+        )
+
+    def _on_prepared(self, worker: Worker, preparation: Preparation, answer: Prepared | OffloadError) -> None:
+        if isinstance(answer, Prepared):
+            self._models.prepared(worker.host, preparation, answer.seconds)
+            self._metrics.worker_memory.labels(worker.label).set(answer.resident_bytes)
         self._built += 1
-        self._on_progress(self._built, len(self._preparations) * self._settings.workers)
+        self._on_progress(self._built, self._to_build)
 
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE, *(model.name for model in self._models)):
             await self._health.set(name, status)
 
-    def _ready_line(self, address: str, metrics_address: str | None) -> str:
+    def _ready_line(self, endpoint: Endpoint, metrics_address: str | None) -> str:
         metrics = f" metrics=http://{metrics_address}/metrics" if metrics_address else ""
         models = ",".join(model.name for model in self._models)
-        return f"loadpart-edge ready: listening={address}{metrics} models={models}"
+        return f"loadpart-edge ready: listening={endpoint}{metrics} models={models}"
 
     @contextlib.contextmanager
     def _metrics_server(self) -> Iterator[str | None]:
@@ -128,28 +153,8 @@ class Daemon:
         if self._settings.metrics_listen is None:
             yield None
             return
-        host, _, port = self._settings.metrics_listen.rpartition(":")
-        try:
-            server, thread = start_http_server(int(port), host.strip("[]"), self._metrics.registry)
-        except OSError as error:
-            raise SettingsError(
-                f"metrics_listen: cannot listen on {self._settings.metrics_listen}: {error.strerror}"
-            ) from error
-        try:
-            yield f"{host}:{server.server_port}"
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-
-def _bind(server: grpc.aio.Server, listen: str) -> str:
-    """Binds an address and gives the actual one."""
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise SettingsError(f"listen: cannot listen on {listen}: is the port in use? ({error})") from error
-    return f"{listen.rpartition(':')[0]}:{port}"
+        with contextlib.closing(MetricsServer(self._settings.metrics_listen, self._metrics.registry)) as server:
+            yield server.address
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

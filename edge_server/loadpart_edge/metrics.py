@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
-    from loadpart_edge.scheduling.scheduler import Outcome, Scheduler
+    from loadpart_common.planning.plan import PlanKey
+    from loadpart_edge.scheduling.queue import Served
+    from loadpart_edge.scheduling.scheduler import Scheduler
     from loadpart_edge.scheduling.status import StatusBoard
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -23,8 +25,9 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.plans = Counter(
-            "loadpart_edge_plans", "Tails run, by model and cut", ["model", "cut"], registry=self.registry
-        )
+            "loadpart_edge_plans", "Tails run, by model, cut and codec", ["model", "cut", "codec"],
+            registry=self.registry,
+        )  # fmt: skip
         self.received = Counter(
             "loadpart_edge_received_bytes", "Tensor bytes received, by model", ["model"], registry=self.registry
         )
@@ -32,18 +35,22 @@ class Metrics:
             "loadpart_edge_phase_seconds", "Seconds a request spent in a phase: queue, build, tail, total",
             ["model", "phase"], buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
-        self.worker_memory = Gauge(
-            "loadpart_edge_worker_resident_bytes", "Largest resident memory seen of a worker", registry=self.registry
+        self.worker_restarts = Counter(
+            "loadpart_edge_worker_restarts", "Workers that died and were replaced", registry=self.registry
         )
+        self.worker_memory = Gauge(
+            "loadpart_edge_worker_resident_bytes", "Resident memory of a worker when it last built a tail", ["worker"],
+            registry=self.registry,
+        )  # fmt: skip
 
-    def inferred(self, model: str, cut: int, nbytes: int, outcome: Outcome, total_seconds: float) -> None:
+    def inferred(self, model: str, plan: PlanKey, nbytes: int, served: Served, total_seconds: float) -> None:
         """Counts a request that was answered."""
-        self.plans.labels(model, str(cut)).inc()
+        self.plans.labels(model, str(plan.cut), plan.codec).inc()
         self.received.labels(model).inc(nbytes)
         for phase, seconds in (
-            ("queue", outcome.queue_seconds),
-            ("build", outcome.build_seconds),
-            ("tail", outcome.tail_seconds),
+            ("queue", served.queue_seconds),
+            ("build", served.outcome.build_seconds),
+            ("tail", served.outcome.tail_seconds),
             ("total", total_seconds),
         ):
             self.phases.labels(model, phase).observe(seconds)
@@ -59,7 +66,7 @@ class Metrics:
         gauge("backlog_seconds", "Predicted seconds until a job that comes now is started").set_function(
             lambda: scheduler.backlog_seconds
         )
-        gauge("slow_down", "Measured over predicted tail time").set_function(lambda: scheduler.slow_down.value)
+        gauge("slow_down", "Measured over predicted tail time").set_function(lambda: scheduler.slow_down)
         gauge("externality_seconds", "Waiting that one more job would cause to others").set_function(
             lambda: scheduler.backlog.externality_seconds
         )
@@ -70,4 +77,3 @@ class Metrics:
         gauge("gpu_utilisation", "Share of the busiest GPU in use, 0 to 1; NaN where there is none").set_function(
             lambda: float("nan") if board.gpu is None else board.gpu
         )
-        gauge("worker_restarts", "Workers that died and were replaced").set_function(lambda: scheduler.restarts)

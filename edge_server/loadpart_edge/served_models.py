@@ -6,6 +6,10 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from loadpart_common.codecs.registry import codec_named
+from loadpart_common.engines.registry import engine_for
 from loadpart_common.errors import (
     CutError,
     InputError,
@@ -14,19 +18,22 @@ from loadpart_common.errors import (
     ModelNotFoundError,
     OffloadError,
 )
+from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.measurements import Measurements
-from loadpart_common.latency.model import Anchors, Curves
-from loadpart_common.planning.plans import lower_hull, points
+from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey, points
+from loadpart_common.planning.winners import winning_plans
 from loadpart_common.tensors import check_arrays
-from loadpart_edge.workers.local.messages import Prepare
+from loadpart_common.wire import framing
+from loadpart_edge.tail_times import TailTimes
+from loadpart_edge.workers.base import Preparation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from loadpart_common.graph import Cut
-    from loadpart_common.latency.model import LatencyModel, Profile
     from loadpart_common.store.model_store import ModelStore, StoredModel
     from loadpart_common.tensors import Array
+    from loadpart_common.wire.framing import EncodedTensor
     from loadpart_edge.settings import Settings
 
 _CANARY_SECONDS = 0.02
@@ -41,75 +48,98 @@ class ServedModel:
     Attributes:
         name: Its name.
         stored: Its file and manifest.
-        path: Its file.
-        candidates: Cuts whose tails are built ahead: the plans that can win.
-        tail_seconds: Idle seconds of each cut's tail on this machine, one item, shape (layers + 1,).
-        regressed_tail_seconds: The same from the latency model alone.
-        ready_cuts: Cuts whose tails are built.
+        graph: Its layers.
+        engine: Name and version of the engine that runs its tails.
+        candidates: Plans whose tails are built ahead: those that can win.
+        tail_seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,); the mean of the hosts.
+        modelled_tail_seconds: The same from the latency model alone.
+        ready_plans: Plans whose tails are built.
     """
 
     def __init__(
-        self, name: str, stored: StoredModel, latency: LatencyModel, profile: Profile, on_change: Callable[[], None]
+        self, name: str, stored: StoredModel, measurements: Measurements, on_change: Callable[[], None]
     ) -> None:
-        """Makes one; `on_change` is called when `tail_seconds` or `ready_cuts` have changed."""
+        """Makes one.
+
+        Args:
+            name: Its name.
+            stored: Its file and manifest.
+            measurements: What was measured of this machine with the model's engine.
+            on_change: Called when `tail_seconds` or `ready_plans` have changed.
+
+        Raises:
+            SettingsError: What was measured is in a file that is damaged.
+        """
         self._on_change = on_change
         self.name = name
         self.stored = stored
-        self.path = str(stored.path)
         self.graph = stored.manifest.graph
-        self._curves = Curves(self.graph, latency)
-        self.regressed_tail_seconds = self._curves.tail_seconds({})
-        self._anchors = Anchors()
-        for cut, seconds in profile.tails.items():
-            self._anchors.measure(cut, seconds)
-        self.tail_seconds = self._curves.tail_seconds(self._anchors.seconds)
-        # A device is taken for a slower machine of this kind: scaling a coordinate leaves the hull as it is.
-        plans = points(self.graph, self._curves.head_seconds(profile.heads), self.tail_seconds)
-        self.candidates = tuple(point.cut for point in lower_hull(plans) if point.remote)
-        self.ready_cuts: set[int] = set()
+        self.engine = measurements.engine.version()
+        self._curves = Curves(self.graph, measurements.model())
+        self._profile = measurements.profile(stored.manifest.digest)
+        self._by_host: dict[str, TailTimes] = {}
+        self.modelled_tail_seconds = self._curves.tail_seconds({})
+        self.tail_seconds: Array = self._curves.tail_seconds(self._profile.tails)
+        # A device is taken for a slower machine of this kind: scaling a coordinate does not change which plans can win.
+        plans = points(self.graph, self._curves.head_seconds(self._profile.heads), self.tail_seconds)
+        self.candidates = tuple(point.key for point in winning_plans(plans) if not point.key.is_local)
+        self.ready_plans: set[PlanKey] = set()
 
-    def prepared(self, cut: int, seconds: float) -> None:
-        """Takes in the idle time of a tail that has been built."""
-        self._anchors.measure(cut, seconds)
-        self.ready_cuts.add(cut)
-        self._redraw()
+    def predict(self, plan: PlanKey, batch: int, host: str) -> float:
+        """Idle seconds of a tail on a host, for a whole batch."""
+        times = self._by_host.get(host)
+        return float((self.tail_seconds if times is None else times.seconds)[plan.cut]) * batch
 
-    def observe(self, cut: int, seconds: float) -> None:
-        """Takes in the time of a tail that a device asked for, one item of its batch."""
-        if self._anchors.observe(cut, seconds):
-            self._redraw()
+    def prepared(self, host: str, plan: PlanKey, seconds: float) -> None:
+        """Takes in the idle time of a tail that has been built on a host, one item."""
+        self._times(host).measure(plan, seconds)
+        self.ready_plans.add(plan)
+        self._average()
 
-    def _redraw(self) -> None:
-        self.tail_seconds = self._curves.tail_seconds(self._anchors.seconds)
-        self._on_change()
+    def observe(self, host: str, plan: PlanKey, seconds: float) -> None:
+        """Takes in the time of a tail that ran for a device on a host, one item."""
+        if self._times(host).observe(plan, seconds):
+            self._average()
 
-    def check(self, digest: str, cut: int, arrays: list[Array]) -> tuple[Cut, int]:
-        """The cut that a request is about, and its batch size.
+    def check(self, digest: str, plan: PlanKey, tensors: Sequence[EncodedTensor]) -> tuple[Cut, int]:
+        """The cut that a request is about, and its batch size; nothing is decoded.
 
         Raises:
             ModelMismatchError: The device holds another file.
             CutError: There is no such cut, or it leaves nothing to the server.
-            InputError: The tensors are not those that are live at the cut.
+            InputError: The codec is unknown, or the tensors are not those that are live at the cut.
         """
         if digest != self.stored.manifest.digest:
             raise ModelMismatchError(
                 f"model {self.name!r}: expected digest {self.stored.manifest.digest[:12]}..., got {digest[:12]!r}...; "
                 "fetch the model again"
             )
-        if cut >= self.graph.whole:
-            raise CutError(f"cut {cut} is out of range: expected 0 to {self.graph.whole - 1} for model {self.name!r}")
-        where = self.graph.cut(cut)
+        last = self.graph.layer_count - 1
+        if plan.cut > last:
+            raise CutError(f"cut {plan.cut} is out of range: expected 0 to {last} for model {self.name!r}")
+        cut = self.graph.cut(plan.cut)
+        framing.check(tensors, codec_named(plan.codec))
         try:
-            return where, check_arrays(arrays, where.specs)
+            return cut, check_arrays(tensors, cut.specs)
         except InputError as error:
-            raise InputError(f"model {self.name!r}, cut {cut}: {error}") from error
+            raise InputError(f"model {self.name!r}, cut {plan.cut}: {error}") from error
+
+    def _times(self, host: str) -> TailTimes:
+        times = self._by_host.get(host)
+        if times is None:
+            times = self._by_host[host] = TailTimes(self._curves, self._profile)
+        return times
+
+    def _average(self) -> None:
+        self.tail_seconds = np.mean([times.seconds for times in self._by_host.values()], axis=0)
+        self._on_change()
 
 
 class ServedModels:
     """The models by name; those that could not be opened keep their error, which is the answer to who asks.
 
     Attributes:
-        version: Counts the changes of tail times and ready cuts.
+        version: Counts the changes of tail times and ready plans.
     """
 
     def __init__(self, store: ModelStore, settings: Settings) -> None:
@@ -120,23 +150,26 @@ class ServedModels:
             ModelError: One that they name cannot be served, or none can.
         """
         self._models: dict[str, ServedModel] = {}
+        self._by_digest: dict[str, list[ServedModel]] = {}
         self._broken: dict[str, OffloadError] = {}
         self.version = 0
-        measurements = Measurements(settings.worker_threads, settings.latency_folder)
-        latency = measurements.model()
         names = settings.models or store.names()
         if not names:
             raise ModelNotFoundError(f"no models in {store.folder}: 'loadpart-edge export' puts some there")
         for name in names:
             try:
                 stored = store.open(name)
-                profile = measurements.profile(stored.manifest.digest)
-                self._models[name] = ServedModel(name, stored, latency, profile, self._count_change)
+                engine = engine_for(stored.manifest.format)
+                measurements = Measurements(engine, settings.worker_threads, settings.latency_folder)
+                model = ServedModel(name, stored, measurements, self._count_change)
             except OffloadError as error:
                 if settings.models:
                     raise
                 log.error("model %s is not served: %s", name, error)
                 self._broken[name] = error
+            else:
+                self._models[name] = model
+                self._by_digest.setdefault(stored.manifest.digest, []).append(model)
         if not self._models:
             raise ModelError(f"none of the models in {store.folder} can be served; the log has the reasons")
 
@@ -157,22 +190,31 @@ class ServedModels:
             raise ModelError(str(self._broken[name]))
         raise ModelNotFoundError(f"no model {name!r}: expected one of {', '.join(self._models)}")
 
-    def preparations(self) -> list[Prepare]:
-        """The tails to build ahead."""
-        return [Prepare(model.name, model.path, cut) for model in self for cut in model.candidates]
+    def stored(self, digest: str) -> StoredModel:
+        """The file with a digest, as workers ask for it."""
+        return self._by_digest[digest][0].stored
 
-    def canary(self) -> Prepare:
+    def preparations(self) -> list[Preparation]:
+        """The tails to build ahead, the canary's among them."""
+        wanted = [Preparation(model.stored.manifest.digest, plan) for model in self for plan in model.candidates]
+        return list(dict.fromkeys([*wanted, self.canary()]))
+
+    def canary(self) -> Preparation:
         """The tail that takes nearest to `_CANARY_SECONDS`."""
         _, model, cut = min(
             (
                 (abs(math.log(max(model.tail_seconds[cut.index], 1e-9) / _CANARY_SECONDS)), model, cut.index)
                 for model in self
-                for cut in model.graph.cuts
-                if cut.index < model.graph.whole
+                for cut in model.graph.cuts[:-1]
             ),
             key=lambda each: each[0],
         )
-        return Prepare(model.name, model.path, cut)
+        return Preparation(model.stored.manifest.digest, PlanKey(cut, DEFAULT_CODEC))
+
+    def prepared(self, host: str, preparation: Preparation, seconds: float) -> None:
+        """Takes in that a tail has been built on a host, and its idle time."""
+        for model in self._by_digest[preparation.digest]:
+            model.prepared(host, preparation.plan, seconds)
 
     def _count_change(self) -> None:
         self.version += 1

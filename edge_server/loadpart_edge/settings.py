@@ -16,8 +16,10 @@ from pydantic_settings import (
 )
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.latency.measurements import default_folder, usable_cores
-from loadpart_common.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_common.latency.measurements import default_folder
+from loadpart_common.machine import usable_cores
+from loadpart_common.wire.endpoint import Endpoint
+from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +41,12 @@ def _names(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def _endpoint(value: object) -> object:
+    """Turns HOST:PORT into an endpoint."""
+    _address(value)
+    return Endpoint(value) if isinstance(value, str) else value
+
+
 Address = Annotated[str, BeforeValidator(_address)]
 
 
@@ -50,9 +58,11 @@ def default_store() -> Path:
 class Settings(BaseSettings):
     """Settings of the edge server daemon."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    listen: Address = Field("127.0.0.1:50051", description="HOST:PORT for gRPC; port 0 picks a free one")
+    listen: Annotated[Endpoint, BeforeValidator(_endpoint)] = Field(
+        Endpoint("127.0.0.1:50051"), description="HOST:PORT for gRPC; port 0 picks a free one"
+    )
     metrics_listen: Address | None = Field(
         None, description="HOST:PORT for Prometheus metrics; none are served when not given; port 0 picks a free one"
     )

@@ -125,61 +125,43 @@ class ServerStatus(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
-    RUNNING_FIELD_NUMBER: _builtins.int
     BACKLOG_SECONDS_FIELD_NUMBER: _builtins.int
-    SLOW_DOWN_FIELD_NUMBER: _builtins.int
-    CPU_UTILISATION_FIELD_NUMBER: _builtins.int
-    GPU_UTILISATION_FIELD_NUMBER: _builtins.int
-    DRAINING_FIELD_NUMBER: _builtins.int
     MEAN_BACKLOG_SECONDS_FIELD_NUMBER: _builtins.int
+    SLOW_DOWN_FIELD_NUMBER: _builtins.int
     EXTERNALITY_SECONDS_FIELD_NUMBER: _builtins.int
     ACTIVE_DEVICES_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     MODELS_VERSION_FIELD_NUMBER: _builtins.int
-    queue_length: _builtins.int
-    """Jobs waiting for a worker."""
-    running: _builtins.int
-    """Jobs that a worker runs now."""
     backlog_seconds: _builtins.float
     """Predicted seconds until a job that comes now is started."""
-    slow_down: _builtins.float
-    """Measured over predicted tail time in the recent past, of tails or of a canary; 1 when idle."""
-    cpu_utilisation: _builtins.float
-    """Share of the processor cores in use, 0 to 1."""
-    gpu_utilisation: _builtins.float
-    """Share of the busiest GPU in use, 0 to 1; absent where there is none."""
-    draining: _builtins.bool
-    """The server finishes what it has and takes no more."""
     mean_backlog_seconds: _builtins.float
     """Mean of `backlog_seconds` over the last 0.3 seconds: what to expect once `backlog_seconds` is old."""
+    slow_down: _builtins.float
+    """Measured over predicted tail time in the recent past, of tails or of a canary; 1 when idle."""
     externality_seconds: _builtins.float
     """Seconds of waiting that one more job would cause to other jobs in all, by the last seconds' load."""
     active_devices: _builtins.int
     """Devices that sent a request in the last ten seconds."""
+    draining: _builtins.bool
+    """The server finishes what it has and takes no more."""
     models_version: _builtins.int
     """Changes when what `ListModels` says has changed."""
     def __init__(
         self,
         *,
-        queue_length: _builtins.int = ...,
-        running: _builtins.int = ...,
         backlog_seconds: _builtins.float = ...,
-        slow_down: _builtins.float = ...,
-        cpu_utilisation: _builtins.float = ...,
-        gpu_utilisation: _builtins.float | None = ...,
-        draining: _builtins.bool = ...,
         mean_backlog_seconds: _builtins.float = ...,
+        slow_down: _builtins.float = ...,
         externality_seconds: _builtins.float = ...,
         active_devices: _builtins.int = ...,
+        draining: _builtins.bool = ...,
         models_version: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation", "gpu_utilisation", b"gpu_utilisation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation", "active_devices", b"active_devices", "backlog_seconds", b"backlog_seconds", "cpu_utilisation", b"cpu_utilisation", "draining", b"draining", "externality_seconds", b"externality_seconds", "gpu_utilisation", b"gpu_utilisation", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "queue_length", b"queue_length", "running", b"running", "slow_down", b"slow_down"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_devices", b"active_devices", "backlog_seconds", b"backlog_seconds", "draining", b"draining", "externality_seconds", b"externality_seconds", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "slow_down", b"slow_down"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__gpu_utilisation: _TypeAlias = _typing.Literal["gpu_utilisation"]  # noqa: Y015
-    _WhichOneofArgType__gpu_utilisation: _TypeAlias = _typing.Literal["_gpu_utilisation", b"_gpu_utilisation"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_utilisation) -> _WhichOneofReturnType__gpu_utilisation | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServerStatus: _TypeAlias = ServerStatus  # noqa: Y015
 
@@ -194,6 +176,7 @@ class InferRequest(_message.Message):
     CUT_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     digest: _builtins.str
@@ -202,6 +185,8 @@ class InferRequest(_message.Message):
     """Layers that the device has run, 0 (none) to one less than all."""
     codec: _builtins.str
     """Codec of the tensors' bytes."""
+    device: _builtins.str
+    """What the device calls itself: the same for all its connections, and told to nobody else."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
         """The tensors that are live at the cut, in the order of the graph."""
@@ -214,10 +199,11 @@ class InferRequest(_message.Message):
         cut: _builtins.int = ...,
         tensors: _abc.Iterable[Global___Tensor] | None = ...,
         codec: _builtins.str = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut", "digest", b"digest", "model", b"model", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut", "device", b"device", "digest", b"digest", "model", b"model", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -376,6 +362,32 @@ class ListModelsRequest(_message.Message):
 Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
+class Plan(_message.Message):
+    """A place to cut a network, and how what crosses is encoded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUT_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    cut: _builtins.int
+    """Layers on the device."""
+    codec: _builtins.str
+    """Codec of the tensors that cross."""
+    def __init__(
+        self,
+        *,
+        cut: _builtins.int = ...,
+        codec: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
 class ModelInfo(_message.Message):
     """A model as this server runs it."""
 
@@ -383,41 +395,45 @@ class ModelInfo(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
-    FILE_BYTES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     TAIL_SECONDS_FIELD_NUMBER: _builtins.int
-    READY_CUTS_FIELD_NUMBER: _builtins.int
-    REGRESSED_TAIL_SECONDS_FIELD_NUMBER: _builtins.int
+    MODELLED_TAIL_SECONDS_FIELD_NUMBER: _builtins.int
+    READY_PLANS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     digest: _builtins.str
     """SHA-256 of the file, in hexadecimal."""
-    file_bytes: _builtins.int
-    """Size of the file."""
+    format: _builtins.str
+    """Format of the file."""
+    engine: _builtins.str
+    """Name and version of the engine that runs its tails."""
     @_builtins.property
     def tail_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Seconds that the tail of each cut takes on this server when idle, one image, for cut 0 to the number of layers."""
 
     @_builtins.property
-    def ready_cuts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Cuts whose tails are built."""
+    def modelled_tail_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As `tail_seconds`, from the latency model alone, as if no tail of this model had been measured."""
 
     @_builtins.property
-    def regressed_tail_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """As `tail_seconds`, from the operators' costs alone, as if no tail of this model had been measured."""
+    def ready_plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plan]:
+        """Plans whose tails are built."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         digest: _builtins.str = ...,
-        file_bytes: _builtins.int = ...,
+        format: _builtins.str = ...,
+        engine: _builtins.str = ...,
         tail_seconds: _abc.Iterable[_builtins.float] | None = ...,
-        ready_cuts: _abc.Iterable[_builtins.int] | None = ...,
-        regressed_tail_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        modelled_tail_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        ready_plans: _abc.Iterable[Global___Plan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "file_bytes", b"file_bytes", "name", b"name", "ready_cuts", b"ready_cuts", "regressed_tail_seconds", b"regressed_tail_seconds", "tail_seconds", b"tail_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "format", b"format", "modelled_tail_seconds", b"modelled_tail_seconds", "name", b"name", "ready_plans", b"ready_plans", "tail_seconds", b"tail_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,5 @@
-"""Compiles and runs segments of networks, with MindSpore, which is imported when an engine is made."""
+"""Engines: they compile segments of networks and run them. An engine is a folder here and a line in `registry`.
 
-from loadpart_common.engines.executor import EngineExecutor
-from loadpart_common.engines.mindspore.engine import CompiledSegment, Engine, LoadedModel
-
-__all__ = ["CompiledSegment", "Engine", "EngineExecutor", "LoadedModel"]
+Around any engine stand the cache of its compiled segments (`segment_cache`), the timing of idle segments (`timing`) and
+the thread that owns it (`executor`).
+"""

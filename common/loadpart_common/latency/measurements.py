@@ -1,46 +1,27 @@
-"""Which machine and engine this is, and what was measured of them: kept in files, one a machine, engine and threads."""
+"""What was measured of this machine, kept in files: one for each machine, engine and number of threads."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
-import platform
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.latency.model import LatencyModel, Profile, shipped_model
-from loadpart_common.store.model_store import write_atomically
+from loadpart_common.files import write_atomically
+from loadpart_common.latency.model import LatencyModel, shipped_model
+from loadpart_common.latency.profile import Profile
+from loadpart_common.machine import machine_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from loadpart_common.engines.base import Engine
 
 T = TypeVar("T")
 
 _DIGEST_LETTERS = 16
 _KEY_LETTERS = 8
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def machine_name() -> str:
-    """Processor and number of cores."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
-    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
-
-
-def engine_name() -> str:
-    """Engine and version."""
-    return f"mindspore {importlib.metadata.version('mindspore')}"
 
 
 def default_folder() -> Path:
@@ -49,19 +30,22 @@ def default_folder() -> Path:
 
 
 class Measurements:
-    """Files of what was measured of this machine with this engine and a number of threads.
+    """Files of what was measured of this machine with one engine and a number of threads.
 
     Another machine, engine or number of threads has other files, so a folder may be copied or shared.
 
     Attributes:
+        engine: The engine.
         threads: The number of threads.
     """
 
-    def __init__(self, threads: int, folder: Path | None = None) -> None:
+    def __init__(self, engine: type[Engine], threads: int, folder: Path | None = None) -> None:
+        self.engine = engine
         self.threads = threads
-        key = hashlib.sha256(f"{machine_name()}|{engine_name()}|{threads}".encode()).hexdigest()[:_KEY_LETTERS]
+        version = engine.version()
+        key = hashlib.sha256(f"{machine_name()}|{version}|{threads}".encode()).hexdigest()[:_KEY_LETTERS]
         self._folder = folder or default_folder()
-        self._name = f"{engine_name().replace(' ', '-')}-{threads}-threads-{key}"
+        self._name = f"{version.replace(' ', '-')}-{threads}-threads-{key}"
 
     @property
     def model_path(self) -> Path:

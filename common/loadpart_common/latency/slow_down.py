@@ -19,8 +19,8 @@ _STALE_SECONDS = 10.0
 class SlowDown:
     """Measured over predicted time of what ran in the recent past.
 
-    The median of the last second's readings, or of the last few when that second had fewer. Without any reading for
-    long it is 1 again: nobody knows, and only what is tried is found out.
+    The median of the last second's readings, or of the last few when that second had fewer. After ten seconds without
+    readings it returns to 1, so that the machine is tried again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, readings: int = 3) -> None:

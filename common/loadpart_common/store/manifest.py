@@ -12,7 +12,7 @@ from loadpart_common.graph import Graph
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Manifest:
 
     Attributes:
         name: Name of the model.
+        format: Format of the file.
         digest: SHA-256 of the file, in hexadecimal.
         file_bytes: Size of the file.
         graph: The network, with its inputs, outputs and layers.
@@ -28,6 +29,7 @@ class Manifest:
     """
 
     name: str
+    format: str
     digest: str
     file_bytes: int
     graph: Graph
@@ -38,6 +40,7 @@ class Manifest:
         document = {
             "format": _FORMAT,
             "name": self.name,
+            "model_format": self.format,
             "digest": self.digest,
             "file_bytes": self.file_bytes,
             "labels": list(self.labels),
@@ -58,6 +61,7 @@ class Manifest:
                 raise ModelError(f"{source}: expected manifest format {_FORMAT}, got {document['format']!r}")
             return cls(
                 name=str(document["name"]),
+                format=str(document["model_format"]),
                 digest=str(document["digest"]),
                 file_bytes=int(document["file_bytes"]),
                 graph=Graph.from_json(document["graph"]),
@@ -67,3 +71,12 @@ class Manifest:
             raise ModelError(
                 f"{source} is not a manifest of a model ({error!r}); delete it to have it made again"
             ) from error
+
+
+def outdated_labels(data: bytes) -> tuple[str, ...] | None:
+    """The labels of a manifest that an earlier release wrote; None when it is not one."""
+    try:
+        document = json.loads(data)
+        return tuple(map(str, document["labels"])) if document["format"] < _FORMAT else None
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,4 +1,4 @@
-"""The model store: a folder with a folder a model, which holds one `.mindir` file and its manifest.
+"""The model store: a folder with a folder for each model, which holds one model file and its manifest.
 
 The device's cache has the same form.
 """
@@ -6,16 +6,16 @@ The device's cache has the same form.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import ModelError, ModelNotFoundError
-from loadpart_common.formats.mindir import ModelFile, Program
-from loadpart_common.store.manifest import Manifest
+from loadpart_common.files import write_atomically
+from loadpart_common.formats.registry import FORMATS, format_of
+from loadpart_common.store.manifest import Manifest, outdated_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ class ModelStore:
         """Names of the models, in order; whether they are sound shows when one is opened."""
         if not self.folder.is_dir():
             return ()
-        return tuple(sorted(entry.name for entry in self.folder.iterdir() if any(entry.glob("*.mindir"))))
+        return tuple(sorted(entry.name for entry in self.folder.iterdir() if _model_files(entry)))
 
     def open(self, name: str) -> StoredModel:
         """A model, its file read once to check the digest; a missing or outdated manifest is made from the file.
@@ -51,19 +51,18 @@ class ModelStore:
             ModelNotFoundError: There is no such model; the message lists those that there are.
             ModelError: Its file or its manifest is damaged, or it holds what cannot be cut.
         """
-        files = sorted((self.folder / name).glob("*.mindir")) if _NAME.fullmatch(name) else []
+        files = _model_files(self.folder / name) if _NAME.fullmatch(name) else []
         if not files:
             known = ", ".join(self.names()) or "none"
             raise ModelNotFoundError(f"no model {name!r} in {self.folder}: expected one of: {known}")
         if len(files) > 1:
-            raise ModelError(f"{files[0].parent} holds {len(files)} .mindir files: expected one")
-        path = files[0]
-        with ModelFile(path) as file:
-            digest = file.digest()
-            manifest = self._read_manifest(path.with_name(MANIFEST))
+            raise ModelError(f"{files[0][0].parent} holds {len(files)} model files: expected one")
+        (path, model_format) = files[0]
+        with contextlib.closing(FORMATS[model_format].open(path)) as model:
+            digest = model.digest()
+            manifest, labels = _read_manifest(path.with_name(MANIFEST))
             if manifest is None or manifest.digest != digest:
-                labels = manifest.labels if manifest else ()
-                manifest = Manifest(name, digest, file.nbytes, Program(file.structure).graph, labels)
+                manifest = Manifest(name, model_format, digest, model.nbytes, model.graph, labels)
                 with contextlib.suppress(PermissionError):  # a read-only store still serves
                     write_atomically(path.with_name(MANIFEST), manifest.to_bytes())
         return StoredModel(path, manifest)
@@ -76,47 +75,48 @@ class ModelStore:
             ModelError: It is damaged.
         """
         stored = self.open(name)
-        old = stored.manifest
-        manifest = Manifest(old.name, old.digest, old.file_bytes, old.graph, labels)
+        manifest = replace(stored.manifest, labels=labels)
         write_atomically(stored.path.with_name(MANIFEST), manifest.to_bytes())
 
     @contextlib.contextmanager
-    def adding(self, name: str) -> Iterator[Path]:
+    def adding(self, name: str, model_format: str) -> Iterator[Path]:
         """A path to write a model file to; it becomes the model of that name when the block ends without an error.
 
         Raises:
             ModelError: The name cannot be that of a folder.
+            SettingsError: There is no such format.
         """
         if not _NAME.fullmatch(name):
             raise ModelError(f"expected a model name of letters, digits, '.', '_' and '-', got {name!r}")
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".adding-") as folder:
-            path = Path(folder) / "model.mindir"
+            path = Path(folder) / f"model{FORMATS[model_format].suffix}"
             yield path
             path.chmod(0o644)
             target = self.folder / name
             target.mkdir(exist_ok=True)
-            for old in target.glob("*.mindir"):
+            for old, _ in _model_files(target):
                 if old.name != path.name:
                     old.unlink()
             path.replace(target / path.name)
 
-    @staticmethod
-    def _read_manifest(path: Path) -> Manifest | None:
-        try:
-            return Manifest.from_bytes(path.read_bytes(), path)
-        except FileNotFoundError:
-            return None
+
+def _model_files(folder: Path) -> list[tuple[Path, str]]:
+    """The model files in a folder, and their formats."""
+    if not folder.is_dir():
+        return []
+    found = [(path, format_of(path)) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [(path, known.name) for path, known in found if known is not None]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+def _read_manifest(path: Path) -> tuple[Manifest | None, tuple[str, ...]]:
+    """The manifest at a path, if there is a current one, and the labels in it or in an outdated one."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None, ()
+    labels = outdated_labels(data)
+    if labels is not None:
+        return None, labels
+    manifest = Manifest.from_bytes(data, path)
+    return manifest, manifest.labels

@@ -1,18 +1,15 @@
-"""Tensors on the wire, and the methods of the service.
+"""Messages with tensors, written and read with as few copies as possible.
 
-A codec turns an array into bytes and back without loss; `raw` is the bytes themselves.
+The field `tensors` of a message is mostly all of its bytes. Protobuf's own code would copy these twice in each
+direction, so this module writes and finds the field itself.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from google.protobuf import message_factory
 from google.protobuf.message import DecodeError, Message
 
 from loadpart.v1 import offload_pb2
@@ -21,22 +18,13 @@ from loadpart_common.protobuf_fields import WireError, field_prefix, fields
 from loadpart_common.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from loadpart_common.codecs.base import Buffer, Codec
     from loadpart_common.tensors import Array
 
 M = TypeVar("M", bound=Message)
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
-SERVICE = "loadpart.v1.Offload"
-
-DEFAULT_MAX_MESSAGE_BYTES = 256 << 20
-"""Largest message that either side takes; the largest tensor of the six networks at a cut has 13 MB."""
-
-BACKLOG_WINDOW_SECONDS = 0.3
-"""Window of the mean backlog in a status: some jobs long, and soon over when a load ends."""
-
-_MESSAGE_OVERHEAD_BYTES = 64 << 10
 _MAX_RANK = 32  # numpy's
 
 _NUMBER_BY_DTYPE = {np.dtype(name): offload_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
@@ -47,58 +35,18 @@ _LAYOUTS = 256
 _LONGEST_PREFIX = 1024
 
 
-class Codec(ABC):
-    """A lossless way to write the elements of an array as bytes."""
+class EncodedTensor(NamedTuple):
+    """A tensor as it came in a message, not decoded yet.
 
-    name: ClassVar[str]
-
-    @abstractmethod
-    def encode(self, array: Array) -> Buffer:
-        """The elements of an array; possibly its own memory."""
-
-    @abstractmethod
-    def decode(self, data: Buffer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-        """The array again.
-
-        Raises:
-            InputError: There are too few bytes, or too many.
-        """
-
-
-class RawCodec(Codec):
-    """Little-endian, row-major, uncompressed."""
-
-    name = "raw"
-
-    def encode(self, array: Array) -> Buffer:
-        """See `Codec.encode`."""
-        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-    def decode(self, data: Buffer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-        """See `Codec.decode`."""
-        expected = math.prod(shape) * dtype.itemsize
-        if len(data) != expected:
-            raise InputError(f"expected {expected} bytes for {dtype.name}{list(shape)}, got {len(data)}")
-        try:
-            return np.frombuffer(data, dtype).reshape(shape)
-        except ValueError as error:  # no elements, and yet a size beyond what can be counted
-            raise InputError(f"expected a shape that an array can have, got {list(shape)}") from error
-
-
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (RawCodec(),)}
-"""The codecs by name."""
-
-
-def codec_named(name: str) -> Codec:
-    """A codec.
-
-    Raises:
-        InputError: There is none of that name.
+    Attributes:
+        dtype: Type of its elements.
+        shape: Its shape.
+        data: Its elements as the codec wrote them; memory of the message's.
     """
-    codec = CODECS.get(name)
-    if codec is None:
-        raise InputError(f"unknown codec {name!r}: expected one of {', '.join(CODECS)}")
-    return codec
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    data: memoryview
 
 
 def with_tensors(message: Message, arrays: Iterable[Array], codec: Codec) -> bytes:
@@ -126,34 +74,56 @@ def _tensor_prefix(kind: type[Message], dtype: np.dtype[Any], shape: tuple[int, 
     return field_prefix(kind.DESCRIPTOR.fields_by_name["tensors"].number, len(head) + nbytes) + head
 
 
-def without_tensors(
-    kind: type[M], data: bytes, *, codec: Codec | None = None, copy: bool = False
-) -> tuple[M, list[Array]]:
-    """Reads what `with_tensors` wrote: the message without its tensors, and these as arrays.
+def read_message(kind: type[M], data: bytes) -> tuple[M, list[EncodedTensor]]:
+    """Reads what `with_tensors` wrote: the message without its tensors, and these as they came.
 
     Args:
         kind: Type of the message.
         data: The bytes.
-        codec: Codec of the tensors; the one that the message names when None.
-        copy: Whether the arrays have memory of their own, to write into; if not, they are over the bytes.
 
     Raises:
         RequestError: The bytes are not such a message.
-        InputError: The codec or an element type is unknown, a size negative, or the bytes do not fit the shape.
+        InputError: An element type is unknown, or a shape none.
     """
-    known = _layouts.get((kind, len(data)))
-    message = known.message(kind, data) if known is not None else None
-    if known is None or message is None:
-        message, known = _read_layout(kind, data)
-    codec = codec or codec_named(message.codec)  # type: ignore[attr-defined]
-    view, arrays = memoryview(data), []
-    for _, start, end, dtype, shape in known.tensors:
-        elements = bytearray(view[start:end]) if copy else view[start:end]
+    layout = _layouts.get((kind, len(data)))
+    message = layout.message(kind, data) if layout is not None else None
+    if layout is None or message is None:
+        message, layout = _read_layout(kind, data)
+    view = memoryview(data)
+    return message, [EncodedTensor(dtype, shape, view[start:end]) for _, start, end, dtype, shape in layout.tensors]
+
+
+def decode(tensors: Sequence[EncodedTensor], codec: Codec, *, copy: bool = False) -> list[Array]:
+    """Tensors as arrays.
+
+    Args:
+        tensors: What came.
+        codec: The codec that wrote them.
+        copy: Whether the arrays have memory of their own, to write into; if not, they may be over the message's.
+
+    Raises:
+        InputError: The bytes of a tensor do not fit its type and shape.
+    """
+    arrays = []
+    for index, (dtype, shape, data) in enumerate(tensors):
         try:
-            arrays.append(codec.decode(elements, dtype, shape))
+            arrays.append(codec.decode(bytearray(data) if copy else data, dtype, shape))
         except InputError as error:
-            raise InputError(f"tensor {len(arrays)}: {error}") from error
-    return message, arrays
+            raise InputError(f"tensor {index}: {error}") from error
+    return arrays
+
+
+def check(tensors: Sequence[EncodedTensor], codec: Codec) -> None:
+    """Refuses tensors whose bytes cannot be what their types and shapes say; decodes nothing.
+
+    Raises:
+        InputError: The bytes of a tensor do not fit its type and shape.
+    """
+    for index, (dtype, shape, data) in enumerate(tensors):
+        try:
+            codec.check(len(data), dtype, shape)
+        except InputError as error:
+            raise InputError(f"tensor {index}: {error}") from error
 
 
 class _Layout(NamedTuple):
@@ -239,46 +209,3 @@ def _element_type_and_shape(index: int, tensor: offload_pb2.Tensor) -> tuple[np.
     if any(size < 0 for size in shape):
         raise InputError(f"tensor {index}: expected sizes of 0 or more, got shape {list(shape)}")
     return dtype, shape
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A method of the service, as the contract has it."""
-
-    name: str
-    request: type[Message]
-    response: type[Message]
-    streams: bool
-
-    @property
-    def path(self) -> str:
-        """Its path in HTTP/2."""
-        return f"/{SERVICE}/{self.name}"
-
-
-METHODS = {
-    method.name: Method(
-        method.name,
-        message_factory.GetMessageClass(method.input_type),
-        message_factory.GetMessageClass(method.output_type),
-        method.server_streaming,
-    )
-    for method in offload_pb2.DESCRIPTOR.services_by_name["Offload"].methods
-}
-"""The methods of the service by name."""
-
-
-def serialise(message: Message | bytes) -> bytes:
-    """A message as bytes; one that is written already stays as it is."""
-    return message if isinstance(message, bytes) else message.SerializeToString()
-
-
-def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Settings of gRPC that both sides share."""
-    limit = max_message_bytes + _MESSAGE_OVERHEAD_BYTES  # the bound is on tensors; names and shapes come on top
-    return [
-        ("grpc.max_receive_message_length", limit),
-        ("grpc.max_send_message_length", limit),
-        # Retries would buffer what is sent; a tensor is larger than the buffer, and the SDK has its own fall-back.
-        ("grpc.enable_retries", 0),
-    ]

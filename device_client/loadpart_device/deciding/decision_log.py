@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.planning.plans import Plans, Point, Weights
-from loadpart_device.deciding.policies import ADAPTIVE, LoadAware, ServerLoad, World
+from loadpart_common.planning.plan import PlanKey, Point
+from loadpart_common.planning.plans import Plans
+from loadpart_device.deciding.policies import ADAPTIVE
+from loadpart_device.deciding.state import Chosen, EdgeState, World
 from loadpart_device.edges.link import LinkReading
+from loadpart_device.edges.load import ServerLoad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from loadpart_device.deciding.policies import Choice
-    from loadpart_device.result import Timings
+    from loadpart_device.deciding.policies import LoadAware
+    from loadpart_device.deciding.state import Choice
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +33,11 @@ class Decision:
     Attributes:
         model: Name of the model.
         policy: Name of the policy.
-        whole: The cut that leaves everything on the device.
-        reply_bytes: Bytes of an answer, one item.
         batch: Items of the batch.
-        plans: The plans that were there to choose from.
-        world: What was known.
-        weights: What the policy made of it; None when nothing was weighed.
-        current: The cut before.
-        waited: Whether that cut was kept by chance, for the sake of other devices.
-        cut: What was chosen.
+        world: What was known, the plans that there were to choose from among it.
+        previous: What was chosen before; None for the first decision.
+        kept_by_chance: Whether that was kept by chance, for the sake of other devices.
+        chosen: What was chosen.
         predicted_seconds: The latency that was expected; None when unknown.
         total_seconds: The latency that came.
         time: When, in seconds since 1970.
@@ -46,32 +45,32 @@ class Decision:
 
     model: str
     policy: str
-    whole: int
-    reply_bytes: int
     batch: int
-    plans: tuple[Point, ...]
     world: World
-    weights: Weights | None
-    current: int | None
-    waited: bool
-    cut: int
+    previous: Chosen | None
+    kept_by_chance: bool
+    chosen: Chosen
     predicted_seconds: float | None
     total_seconds: float
     time: float
 
     def to_json(self) -> str:
         """The decision as one line."""
-        world = self.world
-        document = asdict(self) | {
-            "format": _FORMAT,
-            "weights": self.weights._asdict() if self.weights else None,
-            "world": world._asdict()
-            | {
-                "link": world.link._asdict() if world.link else None,
-                "load": world.load._asdict() if world.load else None,
-            },
-        }
-        return json.dumps(document)
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "model": self.model,
+                "policy": self.policy,
+                "batch": self.batch,
+                "world": _world_to_json(self.world),
+                "previous": self.previous,
+                "kept_by_chance": self.kept_by_chance,
+                "chosen": self.chosen,
+                "predicted_seconds": self.predicted_seconds,
+                "total_seconds": self.total_seconds,
+                "time": self.time,
+            }
+        )
 
     @classmethod
     def from_json(cls, line: str) -> Decision:
@@ -84,38 +83,32 @@ class Decision:
         if not isinstance(document, dict) or document.pop("format", None) != _FORMAT:
             raise ValueError(f"expected a decision of format {_FORMAT}")
         try:
-            world, weights = document["world"], document["weights"]
-            link, load = world["link"], world["load"]
-            world |= {"link": LinkReading(**link) if link else None, "load": ServerLoad(**load) if load else None}
+            previous = document["previous"]
             document |= {
-                "plans": tuple(Point(**plan) for plan in document["plans"]),
-                "world": World(**world),
-                "weights": Weights(**weights) if weights else None,
+                "world": _world_from_json(document["world"]),
+                "previous": None if previous is None else _chosen(previous),
+                "chosen": _chosen(document["chosen"]),
             }
             return cls(**document)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a decision: {error!r}") from error
 
-    def again(self) -> int:
-        """The cut that the plans and the weights of this decision give, chance left out."""
-        if self.weights is None or self.waited:
-            return self.cut
-        threshold = ADAPTIVE[self.policy].threshold
-        return Plans(self.plans).choose(self.weights, self.batch, current=self.current, threshold=threshold)[0].cut
-
-    def predicted(self, cut: int) -> float | None:
-        """The latency that this decision's weights give a cut; None when it is not among the plans."""
-        if self.weights is None:
-            return None
-        found = Plans(self.plans).seconds_of(cut, self.weights, self.batch)
-        return found[1] if found else None
+    def again(self) -> Chosen:
+        """What the policy chooses from the same knowledge, chance left out."""
+        if self.policy not in ADAPTIVE or self.kept_by_chance:
+            return self.chosen
+        return ADAPTIVE[self.policy]().again(self.world, self.batch, self.previous)
 
 
 class DecisionLog:
     """A file of decisions, one a line. Thread-safe."""
 
-    def __init__(self, path: Path, model: str, whole: int, reply_bytes: int) -> None:
+    def __init__(self, path: Path, model: str) -> None:
         """Opens the file, to add to what is there.
+
+        Args:
+            path: The file.
+            model: Name of the model that the decisions are about.
 
         Raises:
             SettingsError: It cannot be written.
@@ -125,13 +118,13 @@ class DecisionLog:
         except OSError as error:
             raise SettingsError(f"decision_log: cannot write {path}: {error.strerror}") from error
         self._lock = threading.Lock()
-        self._model, self._whole, self._reply_bytes = model, whole, reply_bytes
+        self._model = model
 
-    def write(self, policy: str, choice: Choice, plans: Plans, world: World, batch: int, timings: Timings) -> None:
+    def write(self, policy: str, choice: Choice, world: World, batch: int, total_seconds: float) -> None:
         """Adds a decision."""
         decision = Decision(
-            self._model, policy, self._whole, self._reply_bytes, batch, plans.points, world, choice.weights,
-            choice.current, choice.waited, choice.cut, choice.predicted_seconds, timings.total, time.time(),
+            self._model, policy, batch, world, choice.previous, choice.kept_by_chance, choice.chosen,
+            choice.predicted_seconds, total_seconds, time.time(),
         )  # fmt: skip
         with self._lock:
             self._file.write(decision.to_json() + "\n")
@@ -171,28 +164,75 @@ class Replay:
         if policy not in ADAPTIVE:
             raise SettingsError(f"policy: expected one of {', '.join(ADAPTIVE)}, got {policy!r}")
         self._kind = ADAPTIVE[policy]
-        self._policies: dict[tuple[str, int], LoadAware] = {}
+        self._policies: dict[tuple[str, PlanKey], LoadAware] = {}
 
-    def choose(self, decision: Decision) -> int:
-        """The cut that the policy would have taken."""
-        key = (decision.model, decision.whole)
-        if key not in self._policies:
-            self._policies[key] = self._kind(decision.whole, decision.reply_bytes)
-        alone = decision.world.load._replace(devices=1) if decision.world.load else None
-        world = decision.world._replace(load=alone)
-        return self._policies[key].choose(Plans(decision.plans), world, decision.batch).cut
+    def choose(self, decision: Decision) -> Chosen:
+        """What the policy would have chosen, as if the device were alone."""
+        policy = self._policies.setdefault((decision.model, decision.world.local), self._kind())
+        edges = [
+            state._replace(load=state.load._replace(devices=1) if state.load else None)
+            for state in decision.world.edges
+        ]
+        return policy.choose(decision.world._replace(edges=tuple(edges)), decision.batch).chosen
 
 
 def summary(decisions: list[Decision], policy: str | None) -> list[dict[str, Any]]:
-    """How often each cut was taken, with what latency, and what a policy would have taken; a row a model and cut."""
+    """How often each plan was taken, with what latency, and what a policy would have taken.
+
+    Returns:
+        A row for each model and plan: `model`, `server`, `cut`, `codec`, `taken`, `again` (how often by the policy) and
+        `seconds` (of those that were taken, in all).
+    """
     replay = Replay(policy) if policy else None
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, Chosen], dict[str, Any]] = {}
     for decision in decisions:
         again = replay.choose(decision) if replay else decision.again()
-        for cut, key in ((decision.cut, "taken"), (again, "again")):
+        for chosen, key in ((decision.chosen, "taken"), (again, "again")):
             row = rows.setdefault(
-                (decision.model, cut), {"model": decision.model, "cut": cut, "taken": 0, "again": 0, "seconds": 0.0}
-            )
+                (decision.model, chosen),
+                {
+                    "model": decision.model, "server": chosen.edge, "cut": chosen.plan.cut, "codec": chosen.plan.codec,
+                    "taken": 0, "again": 0, "seconds": 0.0,
+                },
+            )  # fmt: skip
             row[key] += 1
-        rows[decision.model, decision.cut]["seconds"] += decision.total_seconds
+        rows[decision.model, decision.chosen]["seconds"] += decision.total_seconds
     return [rows[key] for key in sorted(rows)]
+
+
+def _world_to_json(world: World) -> dict[str, Any]:
+    return {
+        "device_slow_down": world.device_slow_down,
+        "local": world.local,
+        "reply_bytes": world.reply_bytes,
+        "edges": [
+            {
+                "edge": state.edge,
+                "plans": [[p.key, p.device_seconds, p.uplink_bytes, p.server_seconds] for p in state.plans.points],
+                "link": state.link._asdict() if state.link else None,
+                "load": state.load._asdict() if state.load else None,
+                "unavailable": state.unavailable,
+            }
+            for state in world.edges
+        ],
+    }
+
+
+def _world_from_json(document: dict[str, Any]) -> World:
+    edges = [
+        EdgeState(
+            edge["edge"],
+            Plans([Point(PlanKey(*key), *figures) for key, *figures in edge["plans"]]),
+            LinkReading(**edge["link"]) if edge["link"] else None,
+            ServerLoad(**edge["load"]) if edge["load"] else None,
+            edge["unavailable"],
+        )
+        for edge in document["edges"]
+    ]
+    local = PlanKey(*document["local"])
+    return World(tuple(edges), document["device_slow_down"], local, document["reply_bytes"])
+
+
+def _chosen(document: list[Any]) -> Chosen:
+    edge, plan = document
+    return Chosen(edge, PlanKey(*plan))

@@ -1,4 +1,4 @@
-"""Why this cut: every plan of a network with what it would cost, for a link and a load."""
+"""Why this plan: every plan of a network with what it would cost, for a link and a load."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadpart_common.engines.registry import engine_for
 from loadpart_common.errors import SettingsError, UnavailableError
-from loadpart_common.latency.model import Curves
-from loadpart_common.planning.plans import Plans, Weights, lower_hull, points
-from loadpart_common.wire.framing import DEFAULT_MAX_MESSAGE_BYTES
-from loadpart_device.edges.connection import Server
-from loadpart_device.edges.monitor import Monitor
+from loadpart_common.latency.curves import Curves
+from loadpart_common.latency.measurements import Measurements
+from loadpart_common.planning.plan import points, reply_bytes
+from loadpart_common.planning.plans import Plans
+from loadpart_common.planning.winners import winning_plans
+from loadpart_device.deciding.policies import LoadAware
+from loadpart_device.deciding.state import EdgeState, World
+from loadpart_device.edges.edge import Edge
+from loadpart_device.edges.probe_budget import ProbeBudget
 from loadpart_device.model_cache import find_model
 
 if TYPE_CHECKING:
@@ -20,10 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadpart_common.graph import Graph
-    from loadpart_common.latency.measurements import Measurements
-    from loadpart_common.planning.plans import Point
-    from loadpart_device.deciding.policies import ServerLoad
+    from loadpart_common.planning.plan import PlanKey, Point
+    from loadpart_device.edges.connection import Connection
     from loadpart_device.edges.link import LinkReading
+    from loadpart_device.edges.load import ServerLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +36,20 @@ class PlanCost:
     """What a plan costs, in seconds.
 
     Attributes:
-        cut: Layers on the device.
-        layer: Name of the last of them.
+        plan: The plan.
+        layer: Name of the last layer on the device.
         nbytes: Bytes that cross.
         device_seconds: The head.
-        network_seconds: The link, round trip and all.
+        network_seconds: The link: round trip, and the bytes both ways beyond those that go at once.
         queue_seconds: Waiting for a worker.
         server_seconds: The tail.
         total_seconds: All of it.
-        can_win: Whether it is on the lower hull: the best one for some link and load.
+        externality_seconds: Waiting that it causes to others, as far as the decision counts it.
+        can_win: Whether it is the best one for some link and load.
         chosen: Whether it is the best one for this link and load.
     """
 
-    cut: int
+    plan: PlanKey
     layer: str
     nbytes: int
     device_seconds: float
@@ -51,38 +57,29 @@ class PlanCost:
     queue_seconds: float
     server_seconds: float
     total_seconds: float
+    externality_seconds: float
     can_win: bool
     chosen: bool
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A link and a load.
+    """A link, a load, and how slow the device is.
 
     Attributes:
-        seconds_per_byte: Of the uplink.
-        round_trip_seconds: Of a small request.
-        server_slow_down: Measured over idle seconds of tails.
-        backlog_seconds: Until a job that comes is started.
+        link: The link.
+        load: The server's load.
         device_slow_down: Measured over idle seconds of heads.
     """
 
-    seconds_per_byte: float
-    round_trip_seconds: float = 0.0
-    server_slow_down: float = 1.0
-    backlog_seconds: float = 0.0
+    link: LinkReading
+    load: ServerLoad
     device_slow_down: float = 1.0
-
-    @property
-    def weights(self) -> Weights:
-        """As weights of the decision."""
-        fixed = self.round_trip_seconds + self.backlog_seconds
-        return Weights(self.device_slow_down, self.seconds_per_byte, self.server_slow_down, fixed)
 
     def __str__(self) -> str:
         return (
-            f"{8e-6 / self.seconds_per_byte:.3g} Mbit/s, round trip {self.round_trip_seconds * 1e3:.3g} ms, "
-            f"server slow-down {self.server_slow_down:.3g}, backlog {self.backlog_seconds * 1e3:.3g} ms"
+            f"{self.link.megabits:.3g} Mbit/s, round trip {self.link.round_trip_seconds * 1e3:.3g} ms, "
+            f"server slow-down {self.load.slow_down:.3g}, backlog {self.load.backlog_seconds * 1e3:.3g} ms"
         )
 
 
@@ -93,7 +90,7 @@ class Network:
     Attributes:
         name: Its name.
         graph: Its layers.
-        points: The point of every cut.
+        points: The point of every plan.
         source: Where the figures come from, in words.
         link: The link as it was measured; None without a server.
         load: The server's load; None without a server.
@@ -106,33 +103,52 @@ class Network:
     link: LinkReading | None
     load: ServerLoad | None
 
-    def hull(self) -> tuple[Point, ...]:
+    def winners(self) -> tuple[Point, ...]:
         """The plans that can win."""
-        return lower_hull(self.points)
+        return winning_plans(self.points)
+
+    def world(self, state: State, plans: Plans) -> World:
+        """What a client would know in a state."""
+        edges = (EdgeState("", plans, state.link, state.load, None),)
+        return World(edges, state.device_slow_down, self.points[-1].key, reply_bytes(self.graph))
 
     def costs(self, state: State) -> list[PlanCost]:
-        """What every cut costs for a link and a load, in the order of the cuts."""
-        hull = {point.cut for point in self.hull()}
-        chosen = Plans(self.points).choose(state.weights)[0].cut
-        return [self._cost(point, state, point.cut in hull, point.cut == chosen) for point in self.points]
+        """What every plan costs for a link and a load, in the order of the cuts.
 
-    def _cost(self, point: Point, state: State, can_win: bool, chosen: bool) -> PlanCost:
+        Weighed by the policy `load-aware` itself, so that the chosen plan is the one that an inference takes.
+        """
+        can_win = {point.key for point in self.winners()}
+        best, _ = LoadAware().weigh_all(self.world(state, Plans(self.points)), 1, None)
+        assert best is not None  # link and load are known
+        chosen = best.chosen.plan
+        return [
+            self._cost(point, state, best.weights.externality_seconds, point.key in can_win, point.key == chosen)
+            for point in self.points
+        ]
+
+    def _cost(self, point: Point, state: State, externality: float, can_win: bool, chosen: bool) -> PlanCost:
+        link, load, cut = state.link, state.load, point.key.cut
+        remote = 0.0 if point.key.is_local else 1.0
+        crossing = max(point.uplink_bytes - link.free_bytes, 0.0) * link.seconds_per_byte
         parts = (
             point.device_seconds * state.device_slow_down,
-            point.uplink_bytes * state.seconds_per_byte + state.round_trip_seconds * point.remote,
-            state.backlog_seconds * point.remote,
-            point.server_seconds * state.server_slow_down,
+            crossing + remote * (link.round_trip_seconds + link.reply_seconds(reply_bytes(self.graph))),
+            remote * load.backlog_seconds,
+            point.server_seconds * load.slow_down,
         )
-        layer = self.graph.layers[point.cut - 1].name if point.cut else "(input)"
-        return PlanCost(point.cut, layer, point.uplink_bytes, *parts, sum(parts), can_win, chosen)
+        layer = self.graph.layers[cut - 1].name if cut else "(input)"
+        return PlanCost(
+            point.key, layer, point.uplink_bytes, *parts, sum(parts), remote * externality, can_win, chosen
+        )  # fmt: skip
 
 
 def look_up(
     name: str,
-    target: str,
+    connection: Connection,
     *,
     cache: Path,
-    measurements: Measurements,
+    latency_folder: Path | None,
+    threads: int,
     timeout_seconds: float,
     measure: bool,
     on_progress: Callable[[int, int], None],
@@ -143,9 +159,10 @@ def look_up(
 
     Args:
         name: Name of the model.
-        target: The server, `HOST:PORT`.
+        connection: To the server; it is closed.
         cache: Folder of fetched models.
-        measurements: What was measured of this machine.
+        latency_folder: Folder with what was measured of this machine; the usual one when None.
+        threads: Threads of one operator.
         timeout_seconds: How long to wait for the server.
         measure: Whether to measure the link and the load, too; then the server has to be there.
         on_progress: Called with the bytes that have come and those of all, while a model is fetched.
@@ -155,34 +172,31 @@ def look_up(
         SettingsError: Link and load are to be measured, and the server is not there.
         UnavailableError: Measuring them took too long.
     """
-    server = Server(target, DEFAULT_MAX_MESSAGE_BYTES)
     link, load = None, None
+    edge = Edge(connection, ProbeBudget())
     try:
-        stored, info, why_not = find_model(server, name, cache, timeout_seconds, on_progress)
+        stored, info, why_not = find_model([connection], name, cache, timeout_seconds, on_progress)
         if measure:
             if why_not is not None:
                 raise SettingsError(f"bandwidth: expected Mbit/s, since the link cannot be measured: {why_not}")
-            link, load = _measure(server, timeout_seconds)
+            link, load = _measure(edge, timeout_seconds)
     finally:
-        server.close()
+        edge.close()
     graph = stored.manifest.graph
+    measurements = Measurements(engine_for(stored.manifest.format), threads, latency_folder)
     curves, profile = Curves(graph, measurements.model()), measurements.profile(stored.manifest.digest)
     heads = curves.head_seconds(profile.heads)
     if info is None:
         source, tails = "heads and tails as on this machine: no server is there", curves.tail_seconds(profile.tails)
     else:
-        source, tails = f"heads as on this machine, tails as {target} says", np.array(info.tail_seconds)
+        source, tails = f"heads as on this machine, tails as {edge.name} says", np.array(info.tail_seconds)
     return Network(name, graph, points(graph, heads, tails), source, link, load)
 
 
-def _measure(server: Server, timeout_seconds: float) -> tuple[LinkReading, ServerLoad]:
-    monitor = Monitor(server, lambda _models: None, lambda: True)
-    monitor.start()
-    try:
-        monitor.wait_measured(timeout_seconds)
-        link, load = monitor.link.reading, monitor.load
-        if link is None or load is None:
-            raise UnavailableError(f"no measurement within {timeout_seconds:g} s")
-        return link, load
-    finally:
-        monitor.close()
+def _measure(edge: Edge, timeout_seconds: float) -> tuple[LinkReading, ServerLoad]:
+    edge.start()
+    edge.wait_measured(timeout_seconds)
+    link, load = edge.link.reading, edge.load
+    if link is None or load is None:
+        raise UnavailableError(f"no measurement within {timeout_seconds:g} s")
+    return link, load

@@ -9,6 +9,7 @@ import numpy as np
 
 from loadpart_common.errors import SettingsError
 from loadpart_common.planning.plans import Plans
+from loadpart_device.deciding.policies import LoadAware
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,12 +62,12 @@ def _draw_bars(axes: Any, network: Network, state: State) -> None:
     best = costs[chosen].total_seconds * 1e3
     axes.set_ylim(0, min(best * _MOST_TIMES, bottom.max() * 1.1))
     axes.annotate(
-        f"cut {costs[chosen].cut}\n{best:.1f} ms", (chosen, best), (0, 28), textcoords="offset points",
+        f"{costs[chosen].plan}\n{best:.1f} ms", (chosen, best), (0, 28), textcoords="offset points",
         ha="center", fontweight="bold", arrowprops={"arrowstyle": "-|>"}, annotation_clip=False,
     )  # fmt: skip
     can_win = [place for place, cost in enumerate(costs) if cost.can_win]
     axes.plot(can_win, np.zeros(len(can_win)), "k^", markersize=6, clip_on=False, label="can win")
-    axes.set_xticks(can_win, [str(costs[place].cut) for place in can_win])
+    axes.set_xticks(can_win, [str(costs[place].plan.cut) for place in can_win])
     axes.set_xlim(-1, len(costs))
     axes.set_xlabel("cut (layers on the device)")
     axes.set_ylabel("milliseconds")
@@ -76,24 +77,30 @@ def _draw_bars(axes: Any, network: Network, state: State) -> None:
 def _draw_winners(axes: Any, network: Network, state: State) -> None:
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    plans = Plans(network.hull())
-    cuts = [point.cut for point in plans.points]
-    here = 8e-6 / state.seconds_per_byte
+    plans, policy = Plans(network.winners()), LoadAware()
+    keys = [point.key for point in plans.points]
+    here = state.link.megabits
     rates = np.geomspace(min(0.25, here / 2), max(256.0, here * 2), _STEPS)
-    loads = np.geomspace(1.0, max(32.0, state.server_slow_down * 2), _STEPS)
-    winner = [
-        [
-            cuts.index(plans.choose(replace(state, seconds_per_byte=8e-6 / rate, server_slow_down=load).weights)[0].cut)
-            for rate in rates
-        ]
-        for load in loads
-    ]
-    colours = ListedColormap([_COLOURS[position % len(_COLOURS)] for position in range(len(cuts))])
-    norm = BoundaryNorm(np.arange(len(cuts) + 1) - 0.5, len(cuts))
-    mesh = axes.pcolormesh(rates, loads, winner, cmap=colours, norm=norm, shading="nearest", rasterized=True)
-    bar = axes.figure.colorbar(mesh, ax=axes, ticks=range(len(cuts)))
-    bar.ax.set_yticklabels([f"cut {cut}" if cut < network.graph.whole else "local" for cut in cuts], fontsize=8)
-    axes.plot([here], [state.server_slow_down], "k*", markersize=14, markeredgecolor="white")
+    slow_downs = np.geomspace(1.0, max(32.0, state.load.slow_down * 2), _STEPS)
+
+    def winner(megabits: float, slow_down: float) -> int:
+        """Position of the plan that wins with another bandwidth and another slow-down."""
+        there = replace(
+            state,
+            link=state.link._replace(seconds_per_byte=8e-6 / megabits),
+            load=state.load._replace(slow_down=slow_down),
+        )
+        best, _ = policy.weigh_all(network.world(there, plans), 1, None)
+        assert best is not None  # link and load are known
+        return best.position
+
+    winners = [[winner(rate, slow_down) for rate in rates] for slow_down in slow_downs]
+    colours = ListedColormap([_COLOURS[position % len(_COLOURS)] for position in range(len(keys))])
+    norm = BoundaryNorm(np.arange(len(keys) + 1) - 0.5, len(keys))
+    mesh = axes.pcolormesh(rates, slow_downs, winners, cmap=colours, norm=norm, shading="nearest", rasterized=True)
+    bar = axes.figure.colorbar(mesh, ax=axes, ticks=range(len(keys)))
+    bar.ax.set_yticklabels([str(key) for key in keys], fontsize=8)
+    axes.plot([here], [state.load.slow_down], "k*", markersize=14, markeredgecolor="white")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("uplink, Mbit/s")

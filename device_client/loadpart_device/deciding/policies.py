@@ -1,4 +1,4 @@
-"""Policies: which plan to run, given the plans and what is known of the world."""
+"""Policies: which plan to run, and with which server, given what is known."""
 
 from __future__ import annotations
 
@@ -8,115 +8,92 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from loadpart_common.errors import SettingsError
+from loadpart_common.planning.plan import local_plan, plan_at
 from loadpart_common.planning.plans import Weights
+from loadpart_device.deciding.state import Choice, Chosen, Explanation
+from loadpart_device.deciding.weighing import MANY_DEVICES, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadpart_common.graph import Graph
-    from loadpart_common.planning.plans import Plans
+    from loadpart_common.planning.plan import PlanKey
+    from loadpart_device.deciding.state import EdgeState, World
     from loadpart_device.edges.link import LinkReading
+    from loadpart_device.edges.load import ServerLoad
 
 SWITCH_THRESHOLD = 0.05
 """Least predicted gain that is worth another plan than the last; noise moves predictions by a few per cent."""
 
-_MANY = 16
-"""Devices on one server from which on each counts what its requests cost the others, and changes plans by chance."""
 
-
-class ServerLoad(NamedTuple):
-    """The server's load, as it is expected to be when a request comes.
+class Weighed(NamedTuple):
+    """A plan of a server with its cost.
 
     Attributes:
-        slow_down: Measured over predicted seconds of tails.
-        backlog_seconds: Seconds until a job that comes is started.
-        draining: It takes no more.
-        devices: Devices that sent it a request lately.
-        externality_seconds: Waiting that one more job would cause to others.
+        state: The server.
+        load: Its load.
+        weights: What its plans were weighed with.
+        costs: Cost of each of its plans in seconds.
+        position: The plan's among them.
     """
 
-    slow_down: float
-    backlog_seconds: float
-    draining: bool = False
-    devices: int = 1
-    externality_seconds: float = 0.0
+    state: EdgeState
+    load: ServerLoad
+    weights: Weights
+    costs: list[float]
+    position: int
 
     @property
-    def others_seconds(self) -> float:
-        """As much of `externality_seconds` as this device should count: all of it among many devices.
+    def cost(self) -> float:
+        """Cost of the plan in seconds."""
+        return self.costs[self.position]
 
-        If each of many devices counted its own waiting only, they would fill the server until it is no better than
-        none (Naor 1969). A few devices are no market: what one of them leaves to the others, nobody takes.
-        """
-        return self.externality_seconds * max(1 - _MANY / max(self.devices, 1), 0.0)
+    @property
+    def chosen(self) -> Chosen:
+        """Server and plan."""
+        plan = self.state.plans.points[self.position].key
+        return Chosen("" if plan.is_local else self.state.edge, plan)
 
+    @property
+    def seconds(self) -> float:
+        """Predicted latency of the plan in seconds."""
+        return self.state.plans.latency(self.position, self.costs, self.weights)
 
-class World(NamedTuple):
-    """What is known when a plan is chosen.
-
-    Attributes:
-        link: State of the link; None when unknown.
-        load: State of the server; None when unknown.
-        device_slow_down: Measured over predicted seconds of heads on this device.
-        unavailable: Why the server should not be asked; None when it may be.
-    """
-
-    link: LinkReading | None
-    load: ServerLoad | None
-    device_slow_down: float
-    unavailable: str | None
-
-
-class Choice(NamedTuple):
-    """A cut, and how it came about.
-
-    Attributes:
-        cut: Layers to run on the device.
-        predicted_seconds: Latency that is expected of it; None when unknown.
-        explain: Puts into words why.
-        weights: The weights that it comes from; None when nothing was weighed.
-        current: The cut before it.
-        waited: Whether the current cut was kept by chance, for the sake of other devices.
-    """
-
-    cut: int
-    predicted_seconds: float | None
-    explain: Callable[[], str]
-    weights: Weights | None = None
-    current: int | None = None
-    waited: bool = False
+    @property
+    def server_seconds(self) -> float:
+        """Idle seconds of the plan's tail, one item."""
+        return self.state.plans.points[self.position].server_seconds
 
 
 class Policy(ABC):
-    """Chooses a cut before each inference; remembers the last one.
+    """Chooses server and plan before each inference; remembers the last choice.
 
     Attributes:
         name: What it is called.
-        regressed: Whether its plans are to be predicted from the costs of operators alone.
+        uses_latency_model_only: Whether its plans are to be predicted from the latency model alone, as if no segment
+            had been measured.
     """
 
     name: str
-    regressed: ClassVar[bool] = False
-
-    def __init__(self, whole: int) -> None:
-        self._whole = whole
+    uses_latency_model_only: ClassVar[bool] = False
 
     @abstractmethod
-    def choose(self, plans: Plans, world: World, batch: int) -> Choice:
-        """The cut to run next.
+    def choose(self, world: World, batch: int) -> Choice:
+        """Server and plan to run next.
 
         Args:
-            plans: The plans that are built, the local one among them.
             world: What is known.
             batch: Items of the batch.
         """
 
-    def _local(self, why: str) -> Choice:
-        return Choice(self._whole, None, lambda: f"local: {why}")
+    @property
+    @abstractmethod
+    def needs_server(self) -> bool:
+        """Whether it ever chooses a plan that a server takes part in."""
 
 
 class LoadAware(Policy):
-    """The plan with the least predicted latency, from the link and the server's load.
+    """The least predicted latency, from the links and the servers' loads.
 
     It changes plans only for a gain above `SWITCH_THRESHOLD`, and among many devices by chance: if all went at once to
     a server that has become idle, they would find it overloaded, and leave it at once. So each one changes with the
@@ -125,72 +102,74 @@ class LoadAware(Policy):
 
     name = "load-aware"
     threshold: ClassVar[float] = SWITCH_THRESHOLD
+    needs_server = True
 
-    def __init__(
-        self,
-        whole: int,
-        reply_bytes: int,
-        random_source: random.Random | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, random_source: random.Random | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """Makes a policy.
 
         Args:
-            whole: The cut that leaves everything on the device.
-            reply_bytes: Bytes of an answer, one item.
             random_source: Where chance comes from.
-            clock: Tells how often it decides.
+            clock: Tells how often it decides, in seconds.
         """
-        super().__init__(whole)
-        self._reply_bytes = reply_bytes
-        self._last: int | None = None
+        self._last: Chosen | None = None
         self._random = random_source or random.Random()
         self._clock = clock
         self._decided_at = float("-inf")
 
-    def choose(self, plans: Plans, world: World, batch: int) -> Choice:
+    def choose(self, world: World, batch: int) -> Choice:
         """See `Policy.choose`."""
-        if world.unavailable is not None:
-            return self._local(world.unavailable)
-        if world.link is None:
-            return self._local("the link has not been measured yet")
-        if world.load is None:
-            return self._local("the server's load is not known yet")
-        weights = self.weights(world, world.link, world.load, batch)
-        point, seconds = plans.choose(weights, batch, current=self._last, threshold=self.threshold)
-        current, waited = self._last, False
+        best, kept = self.weigh_all(world, batch, self._last)
+        if best is None:
+            return Choice(Chosen("", world.local), None, f"local: {_why_local(world)}")
+        previous, by_chance, why = self._last, False, "least"
         now = self._clock()
         since, self._decided_at = now - self._decided_at, now
-        kept = plans.seconds_of(current, weights, batch) if current not in (None, point.cut) else None
-        if kept is not None and self._waits(
-            world.load, max(point.server_seconds, kept[0].server_seconds) * batch, since
-        ):
-            (point, seconds), waited = kept, True
-        self._last = point.cut
-        why = "kept for now, since other devices may change plans too; not the least" if waited else "least"
-        return Choice(
-            point.cut,
-            seconds,
-            lambda: _explain(plans, weights, batch, point.cut, seconds, world.link, why),
-            weights,
-            current,
-            waited,
-        )
+        if kept is not None and kept is not best:
+            if kept.cost * (1 - self.threshold) < best.cost:
+                best = kept
+            elif self._keeps_by_chance(best.load, max(best.server_seconds, kept.server_seconds) * batch, since):
+                best, by_chance = kept, True
+                why = "kept for now, since other devices may change plans too; not the least"
+        self._last = chosen = best.chosen
+        link, seconds = best.state.link, best.seconds
+        assert link is not None  # or it would not have been weighed
+        reason = Explanation(why, chosen.plan, best.state.plans, best.weights, link, batch, seconds)
+        return Choice(chosen, seconds, reason, previous, by_chance)
+
+    def weigh_all(self, world: World, batch: int, previous: Chosen | None) -> tuple[Weighed | None, Weighed | None]:
+        """The best plan of all servers, and the previous one if it may still be run; both are None without a server."""
+        best: Weighed | None = None
+        kept: Weighed | None = None
+        for state in world.edges:
+            link, load = state.link, state.load
+            if state.unavailable is not None or link is None or load is None:
+                continue
+            weights = self.weights(world, link, load, batch)
+            costs = state.plans.costs(weights, batch)
+            position = costs.index(min(costs))
+            if best is None or costs[position] < best.costs[best.position]:
+                best = Weighed(state, load, weights, costs, position)
+            if previous is not None and (not previous.edge or previous.edge == state.edge):
+                before = state.plans.position(previous.plan)
+                if before is not None:
+                    same = best.state is state and before == position
+                    kept = best if same else Weighed(state, load, weights, costs, before)
+        return best, kept
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
-        """The weights that this policy gives what is known."""
-        return Weights(
-            device_slow_down=world.device_slow_down,
-            seconds_per_byte=link.seconds_per_byte,
-            server_slow_down=load.slow_down,
-            fixed_seconds=link.round_trip_seconds
-            + load.backlog_seconds
-            + link.reply_seconds(self._reply_bytes * batch),
-            free_bytes=link.free_bytes,
-            others_seconds=load.others_seconds,
-        )
+        """The weights that this policy gives to what is known of one server."""
+        return weigh(link, load, world.device_slow_down, world.reply_bytes, batch)
 
-    def _waits(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:
+    def again(self, world: World, batch: int, previous: Chosen | None) -> Chosen:
+        """What this policy chooses after a previous choice, chance left out; changes nothing."""
+        best, kept = self.weigh_all(world, batch, previous)
+        if best is None:
+            return Chosen("", world.local)
+        if kept is not None and kept.cost * (1 - self.threshold) < best.cost:
+            best = kept
+        return best.chosen
+
+    def _keeps_by_chance(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:
         """Whether to keep a plan by chance.
 
         Args:
@@ -198,7 +177,7 @@ class LoadAware(Policy):
             server_seconds: What the better plan, or the one in use, takes there.
             since_seconds: Since the last decision.
         """
-        if load.devices < _MANY:
+        if load.devices < MANY_DEVICES:
             return False
         return self._random.random() * load.devices * server_seconds * load.slow_down > since_seconds
 
@@ -210,7 +189,8 @@ class BandwidthOnly(LoadAware):
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
         """See `LoadAware.weights`."""
-        return super().weights(world, link, ServerLoad(1.0, 0.0, load.draining, load.devices), batch)
+        idle = load._replace(slow_down=1.0, backlog_seconds=0.0, externality_seconds=0.0)
+        return super().weights(world, link, idle, batch)
 
 
 class Paper(LoadAware):
@@ -221,30 +201,37 @@ class Paper(LoadAware):
     """
 
     name = "paper"
-    regressed = True
+    uses_latency_model_only = True
     threshold = 0.0
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:  # noqa: ARG002
         """See `LoadAware.weights`."""
         return Weights(1.0, 1 / max(link.naive_bytes_per_second, 1e-9), load.slow_down, 0.0)
 
-    def _waits(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:  # noqa: ARG002
+    def _keeps_by_chance(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:  # noqa: ARG002
         return False
 
 
-class FixedCut(Policy):
-    """Always the same cut, unless the server cannot be asked."""
+class FixedPlan(Policy):
+    """Always the same plan, with the first server that may be asked."""
 
-    def __init__(self, graph: Graph, cut: int, name: str) -> None:
-        super().__init__(graph.whole)
-        self._cut = graph.cut(cut).index
+    def __init__(self, plan: PlanKey, name: str) -> None:
+        self._plan = plan
         self.name = name
 
-    def choose(self, plans: Plans, world: World, batch: int) -> Choice:  # noqa: ARG002  # nothing to weigh
+    @property
+    def needs_server(self) -> bool:
+        """See `Policy.needs_server`."""
+        return not self._plan.is_local
+
+    def choose(self, world: World, batch: int) -> Choice:  # noqa: ARG002  # nothing to weigh
         """See `Policy.choose`."""
-        if self._cut < self._whole and world.unavailable is not None:
-            return self._local(world.unavailable)
-        return Choice(self._cut, None, lambda: f"policy {self.name}")
+        if self._plan.is_local:
+            return Choice(Chosen("", self._plan), None, f"policy {self.name}")
+        for state in world.edges:
+            if state.unavailable is None:
+                return Choice(Chosen(state.edge, self._plan), None, f"policy {self.name}")
+        return Choice(Chosen("", world.local), None, f"local: {_why_local(world)}")
 
 
 ADAPTIVE: dict[str, type[LoadAware]] = {kind.name: kind for kind in (LoadAware, BandwidthOnly, Paper)}
@@ -263,25 +250,19 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
         CutError: The network cannot be cut there.
     """
     if isinstance(policy, int):
-        return FixedCut(graph, policy, f"cut {policy}")
+        return FixedPlan(plan_at(graph, policy), f"cut {policy}")
     if policy in ADAPTIVE:
-        return ADAPTIVE[policy](graph.whole, reply_bytes(graph))
+        return ADAPTIVE[policy]()
     if policy in _FIXED:
-        return FixedCut(graph, graph.whole if policy == "local" else 0, policy)
+        return FixedPlan(local_plan(graph) if policy == "local" else plan_at(graph, 0), policy)
     raise SettingsError(f"policy: expected one of {', '.join(POLICIES)} or the number of a cut, got {policy!r}")
 
 
-def reply_bytes(graph: Graph) -> int:
-    """Bytes of an answer, one item."""
-    return sum(spec.nbytes(1) for spec in graph.output_specs)
-
-
-def _explain(
-    plans: Plans, weights: Weights, batch: int, cut: int, seconds: float, link: LinkReading | None, why: str
-) -> str:
-    local = plans.seconds(weights, batch)[-1]
-    return (
-        f"cut {cut}: {why} of {len(plans.points)} plans, {seconds * 1e3:.1f} ms predicted "
-        f"(local {local * 1e3:.1f} ms); link {link}, server slow-down {weights.server_slow_down:.2f}, "
-        f"round trip and backlog {weights.fixed_seconds * 1e3:.1f} ms"
-    )
+def _why_local(world: World) -> str:
+    """Why no server was weighed."""
+    if not world.edges:
+        return "there is no server"
+    state = world.edges[0]
+    if state.unavailable is not None:
+        return state.unavailable
+    return "the link has not been measured yet" if state.link is None else "the server's load is not known yet"

@@ -1,31 +1,32 @@
-"""The edge server, as the device reaches it: one channel, one method a call, domain errors instead of gRPC's."""
+"""A connection to an edge server: one channel, one method for each call, domain errors instead of gRPC's."""
 
 from __future__ import annotations
 
 import functools
 import time
+import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
 
 from loadpart.v1 import offload_pb2
-from loadpart_common.errors import (
-    DeadlineError,
-    InputError,
-    MessageTooLargeError,
-    ModelNotFoundError,
-    UnavailableError,
-    from_rpc_error,
-)
-from loadpart_common.wire.framing import METHODS, channel_options, serialise, with_tensors, without_tensors
+from loadpart_common.codecs.registry import CODECS
+from loadpart_common.errors import DeadlineError, MessageTooLargeError, ModelNotFoundError, UnavailableError
+from loadpart_common.wire.framing import decode, read_message, with_tensors
+from loadpart_common.wire.methods import METHODS, serialise
+from loadpart_common.wire.status import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from google.protobuf.message import Message
 
+    from loadpart_common.planning.plan import PlanKey
     from loadpart_common.tensors import Array
-    from loadpart_common.wire.framing import Codec
+    from loadpart_common.wire.endpoint import Endpoint
+
+DEVICE = uuid.uuid4().hex
+"""What this process calls itself to servers, so that they can tell devices apart behind one address."""
 
 _KEEPALIVE_MILLISECONDS = 20_000
 _RECONNECT_MILLISECONDS = 2_000
@@ -65,18 +66,20 @@ class StatusStream(Protocol):
         """Ends the stream."""
 
 
-class Server:
-    """A connection to an edge server; made at once, connected when first used. Thread-safe."""
+class Connection:
+    """A connection to an edge server; made at once, connected when first used. Thread-safe.
 
-    def __init__(self, target: str, max_message_bytes: int) -> None:
-        if not target or target.isspace():
-            raise InputError(f"server: expected HOST:PORT, got {target!r}")
-        self.target = target
+    Attributes:
+        endpoint: Where the server is.
+        max_message_bytes: Largest message that may be sent; the server's own bound, once it is known.
+    """
+
+    def __init__(self, endpoint: Endpoint, max_message_bytes: int) -> None:
+        self.endpoint = endpoint
         self.max_message_bytes = max_message_bytes
-        self._channel = grpc.insecure_channel(
-            target,
-            options=[
-                *channel_options(max_message_bytes),
+        self._channel = endpoint.connect(
+            max_message_bytes,
+            [
                 # A silent link must not look alive for minutes.
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_MILLISECONDS // 2),
@@ -91,7 +94,7 @@ class Server:
         self._watch_status = self._stub("WatchStatus")
 
     def infer(
-        self, model: str, digest: str, cut: int, arrays: Sequence[Array], codec: Codec, timeout_seconds: float | None
+        self, model: str, digest: str, plan: PlanKey, arrays: Sequence[Array], timeout_seconds: float | None
     ) -> TailReply:
         """Has the server run a tail.
 
@@ -100,13 +103,15 @@ class Server:
             OffloadError: The server refused or failed, or could not be reached.
         """
         started = time.perf_counter()
-        request = with_tensors(_request(model, digest, cut, codec.name), arrays, codec)
+        codec = CODECS[plan.codec]
+        request = with_tensors(_request(model, digest, plan), arrays, codec)
         if len(request) > self.max_message_bytes:
             limit = self.max_message_bytes
             raise MessageTooLargeError(f"expected a message of at most {limit} bytes, got {len(request)}")
         encoded = time.perf_counter()
         data = _call(self._infer, request, timeout_seconds)
-        response, outputs = without_tensors(offload_pb2.InferResponse, data, codec=codec, copy=True)
+        response, tensors = read_message(offload_pb2.InferResponse, data)
+        outputs = decode(tensors, codec, copy=True)
         server_seconds, tail_seconds = response.server_seconds, response.tail_seconds
         return TailReply(
             outputs,
@@ -140,7 +145,7 @@ class Server:
             # An attempt that fails quickly is repeated within the time, since a server may be about to start.
             response = _call(self._list_models, offload_pb2.ListModelsRequest(), timeout_seconds, wait_for_ready=True)
         except DeadlineError as error:
-            raise UnavailableError(f"no answer from {self.target} within {timeout_seconds:g} s") from error
+            raise UnavailableError(f"no answer from {self.endpoint} within {timeout_seconds:g} s") from error
         self.max_message_bytes = min(self.max_message_bytes, response.max_message_bytes)
         return {model.name: model for model in response.models}
 
@@ -154,7 +159,7 @@ class Server:
         try:
             yield from self._get_model(offload_pb2.GetModelRequest(model=name))
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            raise error_of(error) from None
 
     def watch_status(self) -> StatusStream:
         """The status stream; iterating raises `grpc.RpcError`."""
@@ -171,21 +176,21 @@ class Server:
         return kind(method.path, request_serializer=serialise, response_deserializer=method.response.FromString)
 
 
-def model_info(models: dict[str, offload_pb2.ModelInfo], name: str, target: str) -> offload_pb2.ModelInfo:
+def model_info(models: dict[str, offload_pb2.ModelInfo], name: str, endpoint: Endpoint) -> offload_pb2.ModelInfo:
     """What the server says of a model.
 
     Raises:
         ModelNotFoundError: It does not serve it; the message lists what it serves.
     """
     if name not in models:
-        raise ModelNotFoundError(f"{target} serves no model {name!r}: expected one of {', '.join(models) or 'none'}")
+        raise ModelNotFoundError(f"{endpoint} serves no model {name!r}: expected one of {', '.join(models) or 'none'}")
     return models[name]
 
 
 @functools.lru_cache(_REQUESTS)
-def _request(model: str, digest: str, cut: int, codec: str) -> offload_pb2.InferRequest:
+def _request(model: str, digest: str, plan: PlanKey) -> offload_pb2.InferRequest:
     """A request that lacks its tensors."""
-    return offload_pb2.InferRequest(model=model, digest=digest, cut=cut, codec=codec)
+    return offload_pb2.InferRequest(model=model, digest=digest, cut=plan.cut, codec=plan.codec, device=DEVICE)
 
 
 def _call(stub: Any, request: Message | bytes, timeout_seconds: float | None, *, wait_for_ready: bool = False) -> Any:
@@ -197,7 +202,7 @@ def _call(stub: Any, request: Message | bytes, timeout_seconds: float | None, *,
     try:
         response = stub(request, timeout=timeout_seconds, wait_for_ready=wait_for_ready)
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from None
+        raise error_of(error) from None
     if response is None:  # as gRPC answers when the channel is closed at that moment
         raise UnavailableError("the connection was closed")
     return response

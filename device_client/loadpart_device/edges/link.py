@@ -26,8 +26,7 @@ MEASURABLE_BYTES = 32 << 10
 _ROUND_TRIPS = 8
 _TRANSFERS = 8
 _SAME, _JITTER_SECONDS = 0.15, 0.002
-"""Readings that differ by less, as a share and in the time of a transfer, are of the same link; two in a row that
-differ by more are of another one."""
+"""Readings within 15 % plus 2 ms belong to one link; two successive ones outside mean that the link has changed."""
 
 _CHECKED = 0.25  # by which a checking probe may differ: most of it goes through at once
 
@@ -80,7 +79,7 @@ class _Direction:
         self.seconds_per_byte: float | None = None
         self.spread = 1.0
         self.probed: float | None = None  # the rate that the last pair of probes told
-        self.surprise = 0.0  # see LinkEstimator
+        self.deviation = 0.0  # see LinkEstimator
         self.burst_bytes = 0.0
         self.emptied_at = float("-inf")
         self._readings: deque[tuple[float, float]] = deque(maxlen=_TRANSFERS)  # seconds a byte, bytes
@@ -136,7 +135,7 @@ class _Direction:
                     self._readings.append(last)
         self._readings.append((rate, nbytes))
         self.seconds_per_byte = middle = _weighted_median(self._readings)
-        self.surprise = rate / middle - 1 if abs(rate - middle) > _same_within(middle, nbytes) else 0.0
+        self.deviation = rate / middle - 1 if abs(rate - middle) > _same_within(middle, nbytes) else 0.0
         if len(self._readings) > 1:
             self.spread = statistics.median([abs(each - middle) for each, _ in self._readings]) / middle
 
@@ -254,12 +253,12 @@ class LinkEstimator:
         return known._replace(free_bytes=self._up.free_bytes(now), down_free_bytes=self._down.free_bytes(now))
 
     @property
-    def surprise(self) -> float:
+    def deviation(self) -> float:
         """By what share a byte took longer at the last reading of the uplink, which is believed if another agrees.
 
         Below 0 if it was quicker; 0 if it was as before.
         """
-        return self._up.surprise
+        return self._up.deviation
 
     @property
     def age_seconds(self) -> float:

@@ -1,13 +1,12 @@
-"""What the server's load will be when a request comes, from what it said some time ago."""
+"""A server's load when a request comes, predicted from the statuses that it sent before."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from loadpart_common.wire.framing import BACKLOG_WINDOW_SECONDS
-from loadpart_device.deciding.policies import ServerLoad
+from loadpart_common.wire.limits import BACKLOG_WINDOW_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,34 +14,52 @@ if TYPE_CHECKING:
     from loadpart.v1 import offload_pb2
 
 _FORGET_SECONDS = 0.05
-"""In which a backlog that was seen says less and less, and the mean one says more: about the length of a job."""
+"""Time constant with which the prediction goes from the backlog in a status to the mean backlog: about one job."""
 
 _WINDOW = BACKLOG_WINDOW_SECONDS
+
+
+class ServerLoad(NamedTuple):
+    """The server's load, as it is expected to be when a request comes.
+
+    Attributes:
+        slow_down: Measured over predicted seconds of tails.
+        backlog_seconds: Seconds until a job that comes is started.
+        draining: It takes no more.
+        devices: Devices that sent it a request lately.
+        externality_seconds: Waiting that one more job would cause to others.
+    """
+
+    slow_down: float
+    backlog_seconds: float
+    draining: bool = False
+    devices: int = 1
+    externality_seconds: float = 0.0
 
 
 class LoadFollower:
     """Follows the status of a server.
 
-    A backlog above its mean is worked off, one second a second, until it is back there: further jobs keep it at about
-    that. One below its mean goes up to it, as a process does that forgets exponentially where it was. The device's own
-    jobs are part of the mean and are taken out of it: they never wait for themselves.
+    Between statuses, the device assumes that the backlog drifts to its recent mean. A larger backlog is worked off, one
+    second a second, until it is at the mean, where further jobs keep it. A smaller one rises to the mean exponentially.
+    The device's own jobs are subtracted from the mean, because they never wait for themselves.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._heard: tuple[ServerLoad, float, float] | None = None  # with the mean backlog without own jobs, and when
+        self._status: tuple[ServerLoad, float, float] | None = None  # with the mean backlog without own jobs, and when
         self._own = 0.0  # seconds of backlog that the device's own jobs are of the mean
         self._own_at = 0.0
 
     @property
     def draining(self) -> bool:
-        """Whether the server said that it takes no more."""
-        return self._heard is not None and self._heard[0].draining
+        """Whether the server said that it takes no more requests."""
+        return self._status is not None and self._status[0].draining
 
-    def served(self, queue_seconds: float, tail_seconds: float) -> None:
-        """Takes in what a job of this device's was: while it waited, and then less and less, it was backlog.
+    def reply_received(self, queue_seconds: float, tail_seconds: float) -> None:
+        """Takes in a job of this device's own: how much of the server's mean backlog it was.
 
-        What it does to the load shows once the status that came with the answer is heard.
+        It shows in `now` after the status that came with the reply has been taken in, too.
         """
         now = self._clock()
         self._own *= math.exp((self._own_at - now) / _WINDOW)
@@ -51,7 +68,7 @@ class LoadFollower:
         self._own += tail_seconds * left * (1 - math.exp(-queue_seconds / _WINDOW)) + _WINDOW * (1 - left * (1 + ran))
         self._own_at = now
 
-    def heard(self, status: offload_pb2.ServerStatus) -> None:
+    def status_received(self, status: offload_pb2.ServerStatus) -> None:
         """Takes in a status."""
         now = self._clock()
         own = self._own * math.exp((self._own_at - now) / _WINDOW)
@@ -62,18 +79,18 @@ class LoadFollower:
             status.active_devices,
             status.externality_seconds,
         )
-        self._heard = load, max(status.mean_backlog_seconds - own, 0.0), now
+        self._status = load, max(status.mean_backlog_seconds - own, 0.0), now
 
     def now(self) -> ServerLoad | None:
-        """The load that is expected now; None when nothing was heard."""
-        if self._heard is None:
+        """The load that is expected now; None before the first status."""
+        if self._status is None:
             return None
-        heard, mean, heard_at = self._heard
-        seen, passed = heard.backlog_seconds, self._clock() - heard_at
+        last, mean, received_at = self._status
+        seen, passed = last.backlog_seconds, self._clock() - received_at
         if seen < mean:
             backlog = mean - (mean - seen) * math.exp(-passed / _FORGET_SECONDS)
         else:
             backlog = max(seen - passed, mean)
         if backlog == seen:
-            return heard
-        return ServerLoad(heard.slow_down, backlog, heard.draining, heard.devices, heard.externality_seconds)
+            return last
+        return last._replace(backlog_seconds=backlog)

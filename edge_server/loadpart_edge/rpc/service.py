@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,21 +14,17 @@ from google.protobuf.message import DecodeError
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.errors import (
-    ERROR_METADATA_KEY,
     InternalError,
     MessageTooLargeError,
     OffloadError,
     RequestError,
     UnavailableError,
 )
-from loadpart_common.wire.framing import (
-    METHODS,
-    SERVICE,
-    M,
-    serialise,
-    without_tensors,
-)
-from loadpart_edge.workers.local.messages import Run
+from loadpart_common.planning.plan import PlanKey
+from loadpart_common.wire.framing import M, read_message
+from loadpart_common.wire.methods import METHODS, SERVICE, serialise
+from loadpart_common.wire.status import metadata_of, status_of
+from loadpart_edge.workers.base import Job
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,17 +32,18 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from loadpart_common.graph import Cut
-    from loadpart_common.wire.framing import Method
+    from loadpart_common.wire.methods import Method
     from loadpart_edge.metrics import Metrics
-    from loadpart_edge.scheduling.scheduler import Outcome, Scheduler
+    from loadpart_edge.scheduling.queue import Served
+    from loadpart_edge.scheduling.scheduler import Scheduler
     from loadpart_edge.scheduling.status import StatusBoard
     from loadpart_edge.served_models import ServedModel, ServedModels
-    from loadpart_edge.settings import Settings
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _CHUNK_BYTES = 1 << 20
 _MAX_PROBE_RESPONSE_BYTES = 16 << 20
+_LONGEST_DEVICE = 64
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +52,15 @@ class OffloadService:
     """Answers devices."""
 
     def __init__(
-        self, settings: Settings, models: ServedModels, scheduler: Scheduler, board: StatusBoard, metrics: Metrics
+        self,
+        models: ServedModels,
+        scheduler: Scheduler,
+        board: StatusBoard,
+        metrics: Metrics,
+        *,
+        max_message_bytes: int,
     ) -> None:
-        self._settings = settings
+        self._max_message_bytes = max_message_bytes
         self._models = models
         self._scheduler = scheduler
         self._board = board
@@ -88,19 +92,21 @@ class OffloadService:
         received = time.perf_counter()
         if not self.ready or self._board.draining:
             raise UnavailableError("the server is shutting down" if self.ready else "the server is starting")
-        request, arrays = without_tensors(offload_pb2.InferRequest, data)
+        request, tensors = read_message(offload_pb2.InferRequest, data)
         model = self._models.get(request.model)
-        cut, batch = model.check(request.digest, request.cut, arrays)
-        job = Run(model.name, model.path, cut.index, batch, request.codec)
-        outcome = await self._scheduler.run(job, arrays, float(model.tail_seconds[cut.index]) * batch)
+        plan = PlanKey(request.cut, request.codec)
+        cut, batch = model.check(request.digest, plan, tensors)
+        job = Job(request.digest, plan, batch, tuple(tensors))
+        served = await self._scheduler.run(job, partial(model.predict, plan, batch))
         response = offload_pb2.InferResponse(
-            queue_seconds=outcome.queue_seconds + outcome.build_seconds,
-            tail_seconds=outcome.tail_seconds,
+            queue_seconds=served.queue_seconds + served.outcome.build_seconds,
+            tail_seconds=served.outcome.tail_seconds,
             status=self._board.current(),
         )
-        response.server_seconds = time.perf_counter() - received
-        self._scheduler.later(self._count_job, peer, model, cut, batch, outcome, response.server_seconds)
-        return response.SerializeToString() + outcome.tensors
+        response.server_seconds = seconds = time.perf_counter() - received
+        device = request.device[:_LONGEST_DEVICE] or peer
+        self._scheduler.deferred(self._count_job, device, model, plan, cut, batch, served, seconds)
+        return response.SerializeToString() + served.outcome.tensors
 
     def watch_status(self, _: bytes) -> AsyncIterator[bytes]:
         """Streams the load."""
@@ -121,14 +127,15 @@ class OffloadService:
             offload_pb2.ModelInfo(
                 name=model.name,
                 digest=model.stored.manifest.digest,
-                file_bytes=model.stored.manifest.file_bytes,
+                format=model.stored.manifest.format,
+                engine=model.engine,
                 tail_seconds=model.tail_seconds.tolist(),
-                ready_cuts=sorted(model.ready_cuts),
-                regressed_tail_seconds=model.regressed_tail_seconds.tolist(),
+                modelled_tail_seconds=model.modelled_tail_seconds.tolist(),
+                ready_plans=[offload_pb2.Plan(cut=plan.cut, codec=plan.codec) for plan in sorted(model.ready_plans)],
             )
             for model in self._models
         ]
-        return offload_pb2.ListModelsResponse(models=models, max_message_bytes=self._settings.max_message_bytes)
+        return offload_pb2.ListModelsResponse(models=models, max_message_bytes=self._max_message_bytes)
 
     async def get_model(self, data: bytes) -> AsyncIterator[offload_pb2.GetModelResponse]:
         """Streams a model."""
@@ -149,7 +156,7 @@ class OffloadService:
             except Exception as error:
                 await self._fail(method, error, context)
                 raise  # not reached: failing raises
-            self._scheduler.later(succeeded.inc)
+            self._scheduler.deferred(succeeded.inc)
             return response
 
         return call
@@ -172,13 +179,23 @@ class OffloadService:
         if not isinstance(error, OffloadError):
             log.error("%s failed", method.name, exc_info=error)
             error = InternalError("the request failed inside the server; its log has the details")
-        self._count(method, error.status)
-        await context.abort(error.status, str(error), ((ERROR_METADATA_KEY, error.code),))
+        status = status_of(error)
+        self._count(method, status)
+        await context.abort(status, str(error), metadata_of(error))
 
-    def _count_job(self, peer: str, model: ServedModel, cut: Cut, batch: int, outcome: Outcome, seconds: float) -> None:
-        self._board.devices.seen(peer)
-        model.observe(cut.index, outcome.tail_seconds / batch)
-        self._metrics.inferred(model.name, cut.index, cut.nbytes(batch), outcome, seconds)
+    def _count_job(
+        self,
+        device: str,
+        model: ServedModel,
+        plan: PlanKey,
+        cut: Cut,
+        batch: int,
+        served: Served,
+        total_seconds: float,
+    ) -> None:
+        self._board.devices.seen(device)
+        model.observe(served.host, plan, served.outcome.tail_seconds / batch)
+        self._metrics.inferred(model.name, plan, cut.nbytes(batch), served, total_seconds)
 
     def _count(self, method: Method, code: grpc.StatusCode) -> None:
         self._metrics.requests.labels(method.name, code.name).inc()

@@ -1,4 +1,4 @@
-"""What can wait until an answer has gone and a worker has the core."""
+"""Bookkeeping that is deferred until the reply has been sent and the worker has the core."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ _SECONDS = 0.001
 log = logging.getLogger(__name__)
 
 
-class Later:
+class Deferred:
     """Runs functions together, a millisecond after the first of them was given.
 
-    What an answer waits for is mostly code that is not in the processor's caches, since the tail has just filled them:
-    counting what was done takes as long as doing it.
+    After a tail, the processor's caches hold tensors, and bookkeeping is slow: it takes as long as replying does.
     """
 
     def __init__(self) -> None:

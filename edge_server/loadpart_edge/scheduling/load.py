@@ -1,21 +1,17 @@
-"""How loaded the server is: slow-down, backlog, devices, processor and GPU utilisation."""
+"""Load accounts: means of the backlog, and what one more job would cost the others."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-import psutil
-
-from loadpart_common.wire.framing import BACKLOG_WINDOW_SECONDS
+from loadpart_common.wire.limits import BACKLOG_WINDOW_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LONG_WINDOW_SECONDS = 5.0
-_ACTIVE_SECONDS = 10.0
 _FULL = 0.95  # an occupancy beyond which the mean of some seconds is too coarse to divide by what is left
 
 
@@ -84,57 +80,3 @@ class Backlog:
         """
         occupancy = min(self._occupancy.mean, _FULL)
         return self._longer.mean * occupancy / (1 - occupancy)
-
-
-class ActiveDevices:
-    """Counts the devices that sent a request lately."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._seen_at: OrderedDict[str, float] = OrderedDict()  # by peer, the least lately seen first
-
-    def seen(self, peer: str) -> None:
-        """Notes a request of a peer's."""
-        self._seen_at[peer] = self._clock()
-        self._seen_at.move_to_end(peer)
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        limit = self._clock() - _ACTIVE_SECONDS
-        while self._seen_at and next(iter(self._seen_at.values())) < limit:
-            self._seen_at.popitem(last=False)
-        return len(self._seen_at)
-
-
-class Utilisation:
-    """Shares of processors and GPUs in use since the last look."""
-
-    def __init__(self) -> None:
-        psutil.cpu_percent(interval=None)  # the first reading has nothing to compare with
-        self._gpus = _open_gpus()
-
-    def cpu(self) -> float:
-        """Share of the processor cores in use, 0 to 1."""
-        return min(1.0, psutil.cpu_percent(interval=None) / 100)
-
-    def gpu(self) -> float | None:
-        """Share of the busiest GPU in use, 0 to 1; None where there is none."""
-        if not self._gpus:
-            return None
-        import pynvml
-
-        try:
-            return max(float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu) for gpu in self._gpus) / 100
-        except pynvml.NVMLError:
-            return None
-
-
-def _open_gpus() -> list[object]:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:  # no driver, no GPU
-        return []

@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 from loadpart.v1 import offload_pb2
-from loadpart_edge.scheduling.load import ActiveDevices, Utilisation
+from loadpart_edge.scheduling.devices import ActiveDevices
+from loadpart_edge.scheduling.utilisation import Utilisation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -16,17 +17,23 @@ if TYPE_CHECKING:
     from loadpart_edge.scheduling.scheduler import Scheduler
 
 _LARGE_SECONDS, _LARGE_SHARE = 0.005, 0.1
-"""A change of the backlog is large when it passes both: so much time, and such a share of what devices expect."""
+"""A change of the backlog is published at once above both 5 ms and 10 % of what devices expect."""
 
 _LARGE_SLOW_DOWN = 0.25
-"""Share by which a change of the slow-down is large."""
+"""A change of the slow-down is published at once above this share of it."""
 
 _LEAST_GAP_SECONDS = 0.01
 _GAP_SECONDS_A_WATCHER = 5e-5
 
 
 class StatusBoard:
-    """Builds a status once for all who watch, at a set period and at once on a large change."""
+    """Builds a status once for all who watch, at a set period and at once on a large change.
+
+    Attributes:
+        devices: The devices that sent a request lately.
+        cpu: Share of the processor cores in use, 0 to 1, at the last period.
+        gpu: Share of the busiest GPU in use; None where there is none.
+    """
 
     def __init__(
         self, scheduler: Scheduler, period_seconds: float, models_version: Callable[[], int] = lambda: 0
@@ -43,7 +50,7 @@ class StatusBoard:
         self.cpu = 0.0
         self.gpu: float | None = None
         self._draining = False
-        self._latest, self._told_at = self.current(), time.monotonic()
+        self._latest, self._published_at = self.current(), time.monotonic()
 
     @property
     def draining(self) -> bool:
@@ -58,12 +65,8 @@ class StatusBoard:
     def current(self) -> offload_pb2.ServerStatus:
         """The load now."""
         return offload_pb2.ServerStatus(
-            queue_length=self._scheduler.queue_length,
-            running=self._scheduler.running,
             backlog_seconds=self._scheduler.backlog_seconds,
-            slow_down=self._scheduler.slow_down.value,
-            cpu_utilisation=self.cpu,
-            gpu_utilisation=self.gpu,
+            slow_down=self._scheduler.slow_down,
             draining=self._draining,
             mean_backlog_seconds=self._scheduler.backlog.mean_seconds,
             externality_seconds=self._scheduler.backlog.externality_seconds,
@@ -125,31 +128,33 @@ class StatusBoard:
 
     def _send(self) -> None:
         """Gives the status now to all who watch."""
-        self._latest, self._told_at = self.current(), time.monotonic()
+        self._latest, self._published_at = self.current(), time.monotonic()
         published, self._published = self._published, asyncio.get_running_loop().create_future()
         published.set_result(self._written(self._latest))
 
     def _is_large_change(self) -> bool:
-        before, slow_down = self._latest, self._scheduler.slow_down.value
+        before, slow_down = self._latest, self._scheduler.slow_down
         return (
-            is_large_change(before.backlog_seconds, time.monotonic() - self._told_at, self._scheduler.backlog_seconds)
+            is_large_change(
+                before.backlog_seconds, time.monotonic() - self._published_at, self._scheduler.backlog_seconds
+            )
             or abs(slow_down - before.slow_down) > _LARGE_SLOW_DOWN * before.slow_down
             or self._draining != before.draining
         )
 
 
 def least_gap_seconds(watchers: int) -> float:
-    """Between two publications: changes that come and go within it are not told. The more watch, the longer."""
+    """Least time between two publications; it grows with the number of watchers."""
     return max(_LEAST_GAP_SECONDS, watchers * _GAP_SECONDS_A_WATCHER)
 
 
-def is_large_change(told: float, passed: float, now: float) -> bool:
-    """Whether devices should know a backlog at once: it is not what they were told, less the time that has passed.
+def is_large_change(published: float, passed: float, now: float) -> bool:
+    """Whether devices should know a backlog at once: it is not the published one, less the time that has passed.
 
     Args:
-        told: The backlog that was told, in seconds.
+        published: The backlog that was published last, in seconds.
         passed: Seconds since then.
-        now: The backlog now.
+        now: The backlog now, in seconds.
     """
-    expected = max(told - passed, 0.0)
+    expected = max(published - passed, 0.0)
     return abs(now - expected) > max(_LARGE_SECONDS, _LARGE_SHARE * expected)

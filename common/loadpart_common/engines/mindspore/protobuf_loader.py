@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def install() -> None:
-    """Has MindSpore's protobuf modules loaded from their descriptors from now on; needed before it is imported."""
+    """Has MindSpore's protobuf modules loaded from their descriptors from now on; needed before it is imported.
+
+    Where MindSpore came first, the process has the pure-Python runtime already, and nothing needs to be done.
+    """
     if api_implementation.Type() != "python" and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

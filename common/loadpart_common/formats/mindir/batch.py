@@ -30,7 +30,7 @@ _AXIS_SECOND = frozenset(
 """Operators whose second input (or setting) names axes; free when these leave the batch alone."""
 
 
-def frees_batch(program: Program, name: str) -> bool:
+def allows_any_batch(program: Program, name: str) -> bool:
     """Whether a node gives the right answer for any batch size, whatever size it was exported with."""
     kind = program.kind(name)
     if kind in _FREE:

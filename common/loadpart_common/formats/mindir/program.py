@@ -14,8 +14,9 @@ import numpy as np
 
 from loadpart.mindir.v1 import mindir_pb2
 from loadpart_common.errors import ModelError
-from loadpart_common.formats.mindir.batch import frees_batch
+from loadpart_common.formats.mindir.batch import allows_any_batch
 from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
+from loadpart_common.formats.mindir.families import family_of
 from loadpart_common.formats.mindir.flops import flops
 from loadpart_common.graph import Barrier, Graph, Layer, Value, output_specs
 from loadpart_common.tensors import BATCH, TensorSpec
@@ -249,6 +250,7 @@ class Program:
         return Layer(
             name=name,
             kind=kind,
+            family=family_of(kind),
             inputs=inputs,
             outputs=output_specs(name, [(spec.dtype, spec.shape) for spec in specs]),
             flops=operations // items,
@@ -287,7 +289,7 @@ class Program:
             for value in used
             if value.layer >= 0
         )
-        return batch if leading and all(frees_batch(self, node.name) for node in self.layer_nodes) else None
+        return batch if leading and all(allows_any_batch(self, node.name) for node in self.layer_nodes) else None
 
     def _barrier(self, index: int, uses: list[tuple[Value, ...]], outputs: list[Value]) -> Barrier:
         """The stretch that shares memory with a layer that changes it.

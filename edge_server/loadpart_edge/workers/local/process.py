@@ -8,28 +8,29 @@ import logging
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from loadpart_edge.workers.base import Outcome, Prepared
 from loadpart_edge.workers.local.messages import (
     LARGEST_BYTES,
-    Done,
     Failed,
-    Prepare,
-    Prepared,
-    Run,
-    Slot,
+    PrepareTail,
+    RunTail,
+    TailPrepared,
+    TailRan,
     decode,
     encode,
 )
+from loadpart_edge.workers.local.slot import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadpart_common.tensors import Array
-    from loadpart_edge.settings import Settings
+    from loadpart_common.store.model_store import StoredModel
+    from loadpart_edge.workers.base import Job, OnOutcome, OnPrepared, Preparation
 
-    Job = Prepare | Run
-    Answer = Prepared | Done | Failed
+HOST = "local"
+"""All worker processes of a daemon share this machine."""
 
 _SLOT_MARGIN_BYTES = 1 << 20  # for the gaps between the tensors of a message of the largest size
 _END_SECONDS = 5.0
@@ -38,52 +39,63 @@ log = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """A worker process, the socket to it and the slot that it shares. One job at a time.
+    """A worker process, the socket to it and the slot that it shares; see `workers.base.Worker`."""
 
-    Attributes:
-        slot: Where a job's tensors are, and then its outputs.
-        lost: Done when the process is gone.
-    """
+    host = HOST
+    capacity = 1
 
-    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, slot: Slot) -> None:
-        self.slot = slot
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        connection: socket.socket,
+        slot: Slot,
+        find_model: Callable[[str], StoredModel],
+        seat: int,
+    ) -> None:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.label = str(seat)
         self._process = process
         self._socket = connection
-        self._on_answer: Callable[[Answer], None] | None = None
+        self._slot = slot
+        self._find_model = find_model
+        self._on_answer: Callable[[Any], None] | None = None
         asyncio.get_running_loop().add_reader(connection, self._on_readable)
-
-    @classmethod
-    async def start(cls, settings: Settings, index: int) -> WorkerProcess:
-        """Starts worker number `index`; it loads MindSpore while the first job waits."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        slot = Slot.create(settings.max_message_bytes + _SLOT_MARGIN_BYTES)
-        with theirs:
-            descriptors = (theirs.fileno(), slot.descriptor)
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "loadpart_edge.workers.local.main", *map(str, descriptors),
-                str(settings.worker_threads), str(settings.segment_memory_bytes), settings.log_level, ",".join(map(str, _cores(settings, index))),
-                pass_fds=descriptors, stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-        return cls(process, ours, slot)
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
 
-    def request(self, job: Job, tensors: list[Array], on_answer: Callable[[Answer], None]) -> None:
-        """Has the worker do a job; `on_answer` gets the answer, unless the process is lost first.
+    def run(self, job: Job, on_outcome: OnOutcome) -> None:
+        """See `Worker.run`.
 
         Raises:
             MessageTooLargeError: The tensors do not fit into the slot.
         """
-        if isinstance(job, Run):
-            job = Run(job.model, job.path, job.cut, job.batch, job.codec, self.slot.put(tensors))
-        self._on_answer = on_answer
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then it is lost, as reading finds out
-            self._socket.send(encode(job))
+        stored = self._find_model(job.digest)
+        placed = self._slot.put(job.tensors)
+
+        def on_answer(answer: TailRan | Failed) -> None:
+            if isinstance(answer, TailRan):
+                tensors = self._slot.read(answer.nbytes)
+                on_outcome(Outcome(tensors, answer.tail_seconds, answer.build_seconds))
+            else:
+                on_outcome(answer.error)  # type: ignore[arg-type]  # the worker sends domain errors only
+
+        plan = job.plan
+        self._send(
+            RunTail(str(stored.path), stored.manifest.format, plan.cut, plan.codec, job.batch, placed), on_answer
+        )
+
+    def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
+        """See `Worker.prepare`."""
+        stored = self._find_model(preparation.digest)
+
+        def on_answer(answer: TailPrepared | Failed) -> None:
+            on_prepared(Prepared(*answer) if isinstance(answer, TailPrepared) else answer.error)  # type: ignore[arg-type]
+
+        plan = preparation.plan
+        self._send(PrepareTail(str(stored.path), stored.manifest.format, plan.cut, preparation.runs), on_answer)
 
     async def close(self) -> None:
         """Ends the process: asks it to by closing its socket, and kills it when it takes too long."""
@@ -97,7 +109,12 @@ class WorkerProcess:
             log.warning("worker %d is busy and is killed", self.pid)
             self._process.kill()
             await self._process.wait()
-        self.slot.close()
+        self._slot.close()
+
+    def _send(self, message: RunTail | PrepareTail, on_answer: Callable[[Any], None]) -> None:
+        self._on_answer = on_answer
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then it is lost, as reading finds out
+            self._socket.send(encode(message))
 
     def _on_readable(self) -> None:
         """Hands out the answer that has come; without one, the process has ended."""
@@ -117,8 +134,54 @@ class WorkerProcess:
         asyncio.get_running_loop().remove_reader(self._socket)
 
 
-def _cores(settings: Settings, index: int) -> list[int]:
-    """The cores of a worker: its own, when there are enough for all, or else any."""
-    cores = sorted(os.sched_getaffinity(0), reverse=True)  # from the last on: the first one has interrupts to serve
-    threads = settings.worker_threads
-    return cores[index * threads : (index + 1) * threads] if settings.workers * threads <= len(cores) else cores
+class LocalWorkers:
+    """Starts worker processes; see `workers.base.WorkerFactory`."""
+
+    def __init__(
+        self,
+        find_model: Callable[[str], StoredModel],
+        *,
+        workers: int,
+        threads: int,
+        max_message_bytes: int,
+        segment_memory_bytes: int,
+        log_level: str,
+    ) -> None:
+        """Makes a factory.
+
+        Args:
+            find_model: Gives the model with a digest.
+            workers: How many workers there will be.
+            threads: Threads of one worker.
+            max_message_bytes: Largest message, and so the most that the tensors of a job take.
+            segment_memory_bytes: Bound on the memory of a worker's compiled tails, weights left out.
+            log_level: Level of a worker's log.
+        """
+        self._find_model = find_model
+        self._workers = workers
+        self._threads = threads
+        self._slot_bytes = max_message_bytes + _SLOT_MARGIN_BYTES
+        self._segment_memory_bytes = segment_memory_bytes
+        self._log_level = log_level
+
+    async def start(self, seat: int) -> WorkerProcess:
+        """Starts a process; it loads its engine while the first job waits."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        slot = Slot.create(self._slot_bytes)
+        with theirs:
+            descriptors = (theirs.fileno(), slot.descriptor)
+            cores = ",".join(map(str, self._cores(seat)))
+            arguments = (*descriptors, self._threads, self._segment_memory_bytes, self._log_level, cores)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "loadpart_edge.workers.local.main", *map(str, arguments)),
+                pass_fds=descriptors,
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        return WorkerProcess(process, ours, slot, self._find_model, seat)
+
+    def _cores(self, seat: int) -> list[int]:
+        """The cores of a worker: its own when there are enough for all, or else any."""
+        cores = sorted(os.sched_getaffinity(0), reverse=True)  # from the last on: the first one has interrupts to serve
+        threads = self._threads
+        return cores[seat * threads : (seat + 1) * threads] if self._workers * threads <= len(cores) else cores

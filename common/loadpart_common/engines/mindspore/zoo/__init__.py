@@ -5,6 +5,6 @@ building a network does.
 """
 
 from loadpart_common.engines.mindspore.zoo.catalog import NETWORKS, NetworkInfo
-from loadpart_common.engines.mindspore.zoo.export import export, export_synthetic
+from loadpart_common.engines.mindspore.zoo.export import FORMAT, export, export_synthetic
 
-__all__ = ["NETWORKS", "NetworkInfo", "export", "export_synthetic"]
+__all__ = ["FORMAT", "NETWORKS", "NetworkInfo", "export", "export_synthetic"]

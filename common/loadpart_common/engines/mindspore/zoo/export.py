@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadpart_common.engines.mindspore import protobuf_loader
+from loadpart_common.engines.mindspore.preparation import prepare_import
 from loadpart_common.engines.mindspore.zoo.catalog import NETWORKS
 from loadpart_common.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+FORMAT = "mindir"
+"""The model format that networks are written in."""
 
 
 def export(name: str, path: Path, *, seed: int = 0, checkpoint: Path | None = None) -> None:
@@ -41,7 +43,7 @@ def export(name: str, path: Path, *, seed: int = 0, checkpoint: Path | None = No
 
 def export_synthetic(seed: int, path: Path) -> None:
     """Writes the random network of a seed to `path`, which ends in `.mindir`; its weights mean nothing."""
-    _prepare_mindspore()
+    prepare_import()
     from loadpart_common.engines.mindspore.zoo.synthetic import synthetic
 
     network, image_size = synthetic(seed)
@@ -57,13 +59,8 @@ def build(name: str) -> Any:
     info = NETWORKS.get(name)
     if info is None:
         raise ModelNotFoundError(f"no network {name!r} in the zoo: expected one of {', '.join(NETWORKS)}")
-    _prepare_mindspore()
+    prepare_import()
     return getattr(importlib.import_module(f"loadpart_common.engines.mindspore.zoo.{info.module}"), info.factory)()
-
-
-def _prepare_mindspore() -> None:
-    os.environ.setdefault("GLOG_v", "3")  # errors only; must be set before the import
-    protobuf_loader.install()
 
 
 def _write(network: Any, path: Path, image_size: int, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:

@@ -1,0 +1,106 @@
+"""What an engine is to the rest of the project."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from loadpart_common.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from loadpart_common.formats.base import OpenModel
+    from loadpart_common.graph import Segment
+    from loadpart_common.tensors import Array
+
+
+class CompiledSegment(Protocol):
+    """A segment that is ready to run for one batch size.
+
+    Attributes:
+        nbytes: An estimate of the memory that it holds in bytes, weights left out.
+    """
+
+    nbytes: int
+
+    def run(self, arrays: list[Array]) -> list[Array]:
+        """Runs the segment.
+
+        Args:
+            arrays: The segment's inputs, in its order, of the shapes that it was compiled for.
+
+        Returns:
+            Its outputs, in its order.
+        """
+
+
+class LoadedModel(Protocol):
+    """A model in an engine: its weights, which all of its segments share."""
+
+    def compile(self, segment: Segment, batch: int) -> CompiledSegment:
+        """Makes a segment ready for a batch size; takes 0.1 to 1 s on most engines.
+
+        Raises:
+            ModelError: The engine cannot compile it.
+        """
+
+    def close(self) -> None:
+        """Drops the weights."""
+
+
+class Engine(ABC):
+    """An engine in a process.
+
+    Attributes:
+        name: What settings, measurements and the protocol call it.
+        formats: Names of the model formats that it takes.
+        needs_own_thread: Whether everything must happen on one thread; if not, any thread may run segments.
+        threads_fixed_for_process: Whether the number of threads can be chosen only once in a process's life.
+        threads: Threads that one operator may use.
+    """
+
+    name: ClassVar[str]
+    formats: ClassVar[frozenset[str]]
+    needs_own_thread: ClassVar[bool]
+    threads_fixed_for_process: ClassVar[bool]
+    threads: int
+
+    @abstractmethod
+    def __init__(self, *, threads: int, cores: Collection[int] | None = None) -> None:
+        """Starts the engine.
+
+        Args:
+            threads: Threads that one operator may use.
+            cores: Cores to compute on; the first so many of those allowed by default.
+
+        Raises:
+            SettingsError: The process's engine runs with another number of threads.
+        """
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str:
+        """Name and version, such as `mindspore 2.8.0`; imports nothing heavy."""
+
+    @abstractmethod
+    def load(self, model: OpenModel) -> LoadedModel:
+        """Takes in a model of one of `formats`; weights are read when a segment first needs them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the engine; all models are closed before."""
+
+    @classmethod
+    def write_random_network(cls, seed: int, folder: Path) -> Path:
+        """Writes a network for calibrating: the operators of convolutional networks at sizes that a seed draws.
+
+        Returns:
+            The model file.
+
+        Raises:
+            SettingsError: The engine has no such networks, and cannot be calibrated.
+        """
+        del seed, folder
+        raise SettingsError(f"engine: {cls.name} has no networks to calibrate with")

@@ -1,0 +1,127 @@
+"""The models of an engine and their compiled segments, kept within a bound of memory."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from loadpart_common.formats.registry import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from pathlib import Path
+
+    from loadpart_common.engines.base import CompiledSegment, Engine, LoadedModel
+    from loadpart_common.formats.base import OpenModel
+    from loadpart_common.graph import Graph, Segment
+
+DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
+
+
+class CachedModel:
+    """A model in a cache.
+
+    Attributes:
+        file: Its file, opened.
+        loaded: The model in the engine.
+        graph: The network.
+        users: How many have loaded it and not unloaded it yet.
+    """
+
+    def __init__(self, file: OpenModel, loaded: LoadedModel) -> None:
+        self.file = file
+        self.loaded = loaded
+        self.graph: Graph = file.graph
+        self.users = 0
+
+
+class SegmentCache:
+    """Compiles segments when they are first asked for, and drops the least recently used ones beyond a limit.
+
+    As thread-safe as its engine: one that needs a thread of its own must only be used from there.
+
+    Attributes:
+        engine: The engine.
+    """
+
+    def __init__(self, engine: Engine, memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES) -> None:
+        """Makes an empty cache.
+
+        Args:
+            engine: Compiles and runs.
+            memory_limit_bytes: Bound on the estimated memory of compiled segments, weights left out.
+        """
+        self.engine = engine
+        self._memory_limit_bytes = memory_limit_bytes
+        self._lock = threading.RLock()
+        self._models: dict[Hashable, CachedModel] = {}  # by the file's identity
+        self._compiled: OrderedDict[tuple[int, int, int, int], CompiledSegment] = OrderedDict()
+
+    def load(self, path: Path, format_name: str) -> CachedModel:
+        """Opens a model's file; whoever opens the same one again shares its weights and segments.
+
+        Raises:
+            ModelError: It is damaged, of another format, or holds what cannot be cut.
+        """
+        with self._lock:
+            file = FORMATS[format_name].open(path)
+            model = self._models.get(file.identity)
+            if model is None:
+                model = self._models[file.identity] = CachedModel(file, self.engine.load(file))
+            else:
+                file.close()
+            model.users += 1
+            return model
+
+    def unload(self, model: CachedModel) -> None:
+        """Gives a model back; after its last user it is dropped with its segments."""
+        with self._lock:
+            model.users -= 1
+            if model.users > 0:
+                return
+            for key in [key for key in self._compiled if key[0] == id(model)]:
+                del self._compiled[key]
+            del self._models[model.file.identity]
+            _close(model)
+            gc.collect()
+
+    def is_compiled(self, model: CachedModel, segment: Segment, batch: int) -> bool:
+        """Whether a segment can run without being compiled first."""
+        return (id(model), segment.first, segment.stop, batch) in self._compiled
+
+    def segment(self, model: CachedModel, segment: Segment, batch: int) -> CompiledSegment:
+        """A compiled segment; compiled now (0.1 to 1 s) unless it is there already.
+
+        Raises:
+            ModelError: The engine cannot compile it.
+        """
+        key = (id(model), segment.first, segment.stop, batch)
+        with self._lock:
+            compiled = self._compiled.get(key)
+            if compiled is not None:
+                self._compiled.move_to_end(key)
+                return compiled
+            compiled = self._compiled[key] = model.loaded.compile(segment, batch)
+            while len(self._compiled) > 1 and self._held_bytes() > self._memory_limit_bytes:
+                self._compiled.popitem(last=False)
+            return compiled
+
+    def close(self) -> None:
+        """Drops everything, and ends the engine."""
+        with self._lock:
+            self._compiled.clear()
+            for model in self._models.values():
+                _close(model)
+            self._models.clear()
+            gc.collect()
+            self.engine.close()
+
+    def _held_bytes(self) -> int:
+        return sum(compiled.nbytes for compiled in self._compiled.values())
+
+
+def _close(model: CachedModel) -> None:
+    model.loaded.close()
+    model.file.close()

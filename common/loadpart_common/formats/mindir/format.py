@@ -1,0 +1,52 @@
+"""The format as the rest of the project sees it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from loadpart_common.formats.mindir.file import ModelFile
+from loadpart_common.formats.mindir.program import Program
+from loadpart_common.formats.mindir.segment import write_segment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loadpart_common.graph import Graph, Segment
+
+
+class MindIRModel(ModelFile):
+    """A MindIR file, opened; see `formats.base.OpenModel`.
+
+    Attributes:
+        program: What the file says; read when it is first asked for.
+    """
+
+    @cached_property
+    def program(self) -> Program:
+        """The nodes, understood.
+
+        Raises:
+            ModelError: There are nodes that cannot be served; the message names one.
+        """
+        return Program(self.structure)
+
+    @property
+    def graph(self) -> Graph:
+        """The network."""
+        return self.program.graph
+
+    def write_segment(self, segment: Segment, batch: int) -> bytes:
+        """A segment as a MindIR model whose weights are named and empty."""
+        return write_segment(self.program, segment, batch).SerializeToString()
+
+
+class MindIR:
+    """See `formats.base.ModelFormat`."""
+
+    name = "mindir"
+    suffix = ".mindir"
+
+    def open(self, path: Path) -> MindIRModel:
+        """Opens a file."""
+        return MindIRModel(path)

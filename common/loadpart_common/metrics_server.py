@@ -1,0 +1,45 @@
+"""Serves Prometheus metrics over HTTP, on either side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import start_http_server
+
+from loadpart_common.errors import SettingsError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+
+class MetricsServer:
+    """An HTTP server for one registry.
+
+    Attributes:
+        address: Where it listens, `HOST:PORT`.
+    """
+
+    def __init__(self, listen: str, registry: CollectorRegistry) -> None:
+        """Starts to serve.
+
+        Args:
+            listen: `HOST:PORT`; port 0 picks a free one.
+            registry: The metrics.
+
+        Raises:
+            SettingsError: It is no address, or cannot be bound.
+        """
+        host, _, port = listen.rpartition(":")
+        try:
+            self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+        except (ValueError, OverflowError) as error:
+            raise SettingsError(f"metrics_listen: expected HOST:PORT, got {listen!r} ({error})") from error
+        except OSError as error:
+            raise SettingsError(f"metrics_listen: cannot listen on {listen}: {error.strerror or error}") from error
+        self.address = f"{host}:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Stops serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

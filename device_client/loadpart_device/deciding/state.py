@@ -1,0 +1,107 @@
+"""What is known when a plan is chosen, and what was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from loadpart_common.planning.plan import PlanKey
+    from loadpart_common.planning.plans import Plans, Weights
+    from loadpart_device.edges.link import LinkReading
+    from loadpart_device.edges.load import ServerLoad
+
+
+class EdgeState(NamedTuple):
+    """A server as it is known at one moment.
+
+    Attributes:
+        edge: Its name.
+        plans: The plans that may be run with it, the local one among them.
+        link: State of the link; None when unknown.
+        load: State of the server; None when unknown.
+        unavailable: Why it should not be asked; None when it may be.
+    """
+
+    edge: str
+    plans: Plans
+    link: LinkReading | None
+    load: ServerLoad | None
+    unavailable: str | None
+
+
+class World(NamedTuple):
+    """Everything that a decision depends on.
+
+    Attributes:
+        edges: The servers.
+        device_slow_down: Measured over predicted seconds of heads on this device.
+        local: The plan that leaves everything on the device.
+        reply_bytes: Bytes of an answer, one item.
+    """
+
+    edges: tuple[EdgeState, ...]
+    device_slow_down: float
+    local: PlanKey
+    reply_bytes: int
+
+
+class Chosen(NamedTuple):
+    """A plan with the server that it is run with.
+
+    Attributes:
+        edge: Name of the server; empty when none takes part.
+        plan: The plan.
+    """
+
+    edge: str
+    plan: PlanKey
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a plan was chosen, kept as figures and put into words when somebody asks.
+
+    Attributes:
+        why: What the plan is among the others, such as `least`.
+        plan: The plan.
+        plans: The plans that it was chosen from.
+        weights: What they were weighed with.
+        link: The link at that moment.
+        batch: Items of the batch.
+        seconds: Its predicted latency.
+    """
+
+    why: str
+    plan: PlanKey
+    plans: Plans
+    weights: Weights
+    link: LinkReading
+    batch: int
+    seconds: float
+
+    def __str__(self) -> str:
+        local = self.plans.costs(self.weights, self.batch)[-1]
+        return (
+            f"{self.plan}: {self.why} of {len(self.plans.points)} plans, {self.seconds * 1e3:.1f} ms predicted "
+            f"(local {local * 1e3:.1f} ms); link {self.link}, server slow-down {self.weights.server_slow_down:.2f}, "
+            f"round trip and backlog {self.weights.fixed_seconds * 1e3:.1f} ms"
+        )
+
+
+class Choice(NamedTuple):
+    """What a policy chose.
+
+    Attributes:
+        chosen: Server and plan.
+        predicted_seconds: Latency that is expected of it; None when unknown.
+        reason: Why, as `str` gives it.
+        previous: What the policy had chosen before.
+        kept_by_chance: Whether that was kept by chance, for the sake of other devices.
+    """
+
+    chosen: Chosen
+    predicted_seconds: float | None
+    reason: str | Explanation
+    previous: Chosen | None = None
+    kept_by_chance: bool = False

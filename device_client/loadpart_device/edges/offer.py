@@ -1,0 +1,45 @@
+"""What a server offers for one model: which tails are built there, and what they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadpart_common.planning.plan import PlanKey
+
+if TYPE_CHECKING:
+    from loadpart.v1 import offload_pb2
+    from loadpart_common.tensors import Array
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A server's offer.
+
+    Attributes:
+        tail_seconds: Idle seconds of each cut's tail there, one item, shape (layers + 1,).
+        modelled_tail_seconds: The same from the server's latency model alone.
+        ready_plans: Plans whose tails are built there.
+    """
+
+    tail_seconds: Array
+    modelled_tail_seconds: Array
+    ready_plans: frozenset[PlanKey]
+
+    @classmethod
+    def of(cls, info: offload_pb2.ModelInfo | None, digest: str, layers: int) -> Offer | None:
+        """What a server says of a model; None when it does not serve the file that the device holds.
+
+        Args:
+            info: What it says; None when it serves no model of that name.
+            digest: SHA-256 of the device's file, in hexadecimal.
+            layers: Layers of the network.
+        """
+        if info is None or info.digest != digest:
+            return None
+        tails, modelled = np.array(info.tail_seconds), np.array(info.modelled_tail_seconds)
+        if tails.shape != (layers + 1,) or modelled.shape != (layers + 1,):
+            return None
+        return cls(tails, modelled, frozenset(PlanKey(plan.cut, plan.codec) for plan in info.ready_plans))

@@ -1,0 +1,34 @@
+"""How much of the radio's time probes may take, whichever servers they go to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHARE = 0.008
+"""Of the link's time that probes may take; with small requests and statuses an idle link stays below 1 %."""
+
+_CREDIT_SECONDS = 60.0
+
+
+class ProbeBudget:
+    """One budget for all servers of a device. Thread-safe.
+
+    Time that was not used for probing for up to a minute may be made up for, for instance when the link changes.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._paid_until = clock()
+
+    def pay(self, taken_seconds: float) -> float:
+        """Takes in that a probe took up the link for so long; gives the seconds until the next one may."""
+        with self._lock:
+            now = self._clock()
+            self._paid_until = max(self._paid_until, now - _CREDIT_SECONDS) + taken_seconds / SHARE
+            return self._paid_until - now

@@ -1,0 +1,112 @@
+"""Brings together what the device and its servers have built: the plans that can be run now."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadpart_common.planning.plan import local_plan, points, reply_bytes
+from loadpart_common.planning.plans import Plans
+from loadpart_common.planning.winners import winning_plans
+from loadpart_device.deciding.state import EdgeState, World
+from loadpart_device.edges.offer import Offer
+
+if TYPE_CHECKING:
+    from loadpart.v1 import offload_pb2
+    from loadpart_common.graph import Graph
+    from loadpart_common.planning.plan import Point
+    from loadpart_device.edges.edge import Edge
+    from loadpart_device.edges.fleet import Fleet
+    from loadpart_device.local import LocalRuntime
+
+log = logging.getLogger(__name__)
+
+
+class Planner:
+    """Keeps the plans of every server current, and has the heads of those built that can win."""
+
+    def __init__(self, model: str, digest: str, graph: Graph, *, uses_latency_model_only: bool) -> None:
+        """Makes a planner; `attach` connects it.
+
+        Args:
+            model: Name of the model.
+            digest: SHA-256 of the device's file, in hexadecimal.
+            graph: The network.
+            uses_latency_model_only: See `Policy.uses_latency_model_only`.
+        """
+        self._model = model
+        self._digest = digest
+        self._graph = graph
+        self._uses_latency_model_only = uses_latency_model_only
+        self._local_plan = local_plan(graph)
+        self._reply_bytes = reply_bytes(graph)
+        self._local: LocalRuntime | None = None
+        self._fleet: Fleet | None = None
+        self._plans: dict[str, Plans] = {}  # by edge
+
+    def attach(self, local: LocalRuntime, fleet: Fleet) -> None:
+        """Connects the planner to the device's runtime and servers; needed before anything else."""
+        self._local, self._fleet = local, fleet
+        self.update()
+
+    def use_latency_model_only(self, value: bool) -> None:
+        """Sets whether plans are predicted from the latency model alone."""
+        self._uses_latency_model_only = value
+        self.update()
+
+    def plans(self, edge: str) -> Plans:
+        """The plans that can be run with a server."""
+        return self._plans[edge]
+
+    def world(self) -> World:
+        """What is known now."""
+        assert self._fleet is not None
+        assert self._local is not None
+        edges = tuple(
+            [
+                EdgeState(edge.name, self._plans[edge.name], edge.link.reading, edge.load, edge.unavailable())
+                for edge in self._fleet
+            ]
+        )
+        return World(edges, self._local.slow_down, self._local_plan, self._reply_bytes)
+
+    def models_changed(self, edge: Edge, models: dict[str, offload_pb2.ModelInfo]) -> None:
+        """Takes in what a server says of its models, and has heads built for its plans."""
+        edge.offer = offer = Offer.of(models.get(self._model), self._digest, self._graph.layer_count)
+        if offer is None:
+            log.warning("%s does not serve model %r with this device's digest", edge.name, self._model)
+        self.update()
+        if offer is not None and self._local is not None:
+            offered = [point for point in self._points(offer) if self._is_offered(point, offer)]
+            self._local.build([point.key for point in winning_plans(offered)])
+
+    def update(self) -> None:
+        """Makes the plans anew: those whose head is built here and whose tail is built there, and the local one."""
+        local = self._local
+        if local is None or self._fleet is None:
+            return
+        self._plans = {
+            edge.name: Plans(
+                [
+                    point
+                    for point in self._points(edge.offer)
+                    if self._is_offered(point, edge.offer) and (point.key.is_local or local.is_ready(point.key))
+                ]
+            )
+            for edge in self._fleet
+        }
+
+    @staticmethod
+    def _is_offered(point: Point, offer: Offer | None) -> bool:
+        return point.key.is_local or (offer is not None and point.key in offer.ready_plans)
+
+    def _points(self, offer: Offer | None) -> tuple[Point, ...]:
+        """The points of all plans; tails cost nothing as long as the server is unknown."""
+        assert self._local is not None
+        alone = self._uses_latency_model_only
+        heads = self._local.modelled_head_seconds if alone else self._local.head_seconds
+        if offer is None:
+            return points(self._graph, heads, np.zeros(self._graph.layer_count + 1))
+        return points(self._graph, heads, offer.modelled_tail_seconds if alone else offer.tail_seconds)

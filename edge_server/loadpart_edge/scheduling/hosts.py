@@ -1,0 +1,53 @@
+"""What is known of the machines that workers run on, kept by host."""
+
+from __future__ import annotations
+
+import statistics
+
+from loadpart_common.latency.slow_down import SlowDown
+
+
+class Host:
+    """A machine with workers.
+
+    Attributes:
+        name: Its name.
+        slow_down: Measured over predicted time of the latest tails on it, or of its canary when there are none.
+        canary_seconds: What the canary took when its tail was built there; 0 before.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.slow_down = SlowDown()
+        self.canary_seconds = 0.0
+
+
+class Hosts:
+    """The machines, each known from its first worker on."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Host] = {}
+
+    def __getitem__(self, name: str) -> Host:
+        host = self._by_name.get(name)
+        if host is None:
+            host = self._by_name[name] = Host(name)
+        return host
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the machines, the one known longest first."""
+        return tuple(self._by_name)
+
+    @property
+    def first(self) -> str:
+        """Name of the machine known longest; empty before the first worker."""
+        return next(iter(self._by_name), "")
+
+    @property
+    def slow_down(self) -> float:
+        """Mean slow-down of the machines; 1 without any."""
+        if len(self._by_name) == 1:
+            (host,) = self._by_name.values()
+            return host.slow_down.value
+        return statistics.fmean(host.slow_down.value for host in self._by_name.values()) if self._by_name else 1.0

@@ -1,0 +1,112 @@
+"""What a worker is to the scheduler: it runs the tails of networks, one process or one machine away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from loadpart_common.errors import OffloadError
+    from loadpart_common.planning.plan import PlanKey
+    from loadpart_common.wire.framing import EncodedTensor
+
+
+class Job(NamedTuple):
+    """A tail to run. It knows a model by its digest and its tensors by their bytes, so that any machine can take it.
+
+    Attributes:
+        digest: SHA-256 of the model file, in hexadecimal.
+        plan: Where the network is cut, and how the tensors are encoded.
+        batch: Items of the batch.
+        tensors: The tensors that are live at the cut, as they came in the request.
+    """
+
+    digest: str
+    plan: PlanKey
+    batch: int
+    tensors: tuple[EncodedTensor, ...]
+
+
+class Outcome(NamedTuple):
+    """What a tail gave.
+
+    Attributes:
+        tensors: The outputs, written as the field `tensors` of the response.
+        tail_seconds: Running the tail.
+        build_seconds: Building the tail first, where it was not built.
+    """
+
+    tensors: bytes
+    tail_seconds: float
+    build_seconds: float
+
+
+class Preparation(NamedTuple):
+    """A tail to build, unless it is built, and then to time on random tensors.
+
+    Attributes:
+        digest: SHA-256 of the model file, in hexadecimal.
+        plan: The plan whose tail it is.
+        runs: How often to run it.
+    """
+
+    digest: str
+    plan: PlanKey
+    runs: int = 5
+
+
+class Prepared(NamedTuple):
+    """A tail is built.
+
+    Attributes:
+        seconds: Median of its runs, one item.
+        resident_bytes: Memory of the worker.
+    """
+
+    seconds: float
+    resident_bytes: int
+
+
+OnOutcome: TypeAlias = "Callable[[Outcome | OffloadError], None]"
+OnPrepared: TypeAlias = "Callable[[Prepared | OffloadError], None]"
+
+
+class Worker(Protocol):
+    """A worker that is ready to take jobs.
+
+    Answers come through callbacks, not futures: a future wakes whoever waits one turn of the event loop later, which
+    costs a tenth of a millisecond on a quiet machine.
+
+    Attributes:
+        host: Name of the machine that it computes on; slow-down and tail times are kept by host.
+        capacity: How many jobs it takes at once.
+        lost: Done when the worker is gone; jobs that it had are not answered any more.
+        label: What logs and metrics call it.
+    """
+
+    host: str
+    capacity: int
+    lost: asyncio.Future[None]
+    label: str
+
+    def run(self, job: Job, on_outcome: OnOutcome) -> None:
+        """Has the worker run a job; the callback gets its outcome, or the error that is the outcome.
+
+        Raises:
+            OffloadError: The job cannot be given to a worker at all, whatever its state.
+        """
+
+    def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
+        """Has the worker build a tail and time it."""
+
+    async def close(self) -> None:
+        """Ends the worker."""
+
+
+class WorkerFactory(Protocol):
+    """Makes workers."""
+
+    async def start(self, seat: int) -> Worker:
+        """Starts a worker for a seat, a number from 0 on; another one for the same seat replaces it."""

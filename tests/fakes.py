@@ -1,0 +1,73 @@
+"""Workers without a process, for tests of the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadpart_common.planning.plan import PlanKey
+from loadpart_common.wire.framing import EncodedTensor
+from loadpart_edge.workers.base import Job, Outcome, Preparation, Prepared
+
+if TYPE_CHECKING:
+    from loadpart_common.errors import OffloadError
+    from loadpart_edge.workers.base import OnOutcome, OnPrepared
+
+CANARY = Preparation("digest", PlanKey(0, "raw"))
+
+
+def job(number: int = 0) -> Job:
+    """A job that is told apart from others by its one byte."""
+    return Job("digest", PlanKey(0, "raw"), 1, (EncodedTensor(np.dtype("uint8"), (1,), memoryview(bytes([number]))),))
+
+
+class FakeWorker:
+    """A worker that answers when the test says so; it builds tails at once."""
+
+    def __init__(self, seat: int, host: str, capacity: int) -> None:
+        self.host, self.capacity, self.label = host, capacity, f"{host}-{seat}"
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.running: list[tuple[Job, OnOutcome]] = []
+        self.prepared: list[Preparation] = []
+        self.is_closed = False
+        self.refusal: OffloadError | None = None
+
+    def run(self, job: Job, on_outcome: OnOutcome) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.running.append((job, on_outcome))
+
+    def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
+        self.prepared.append(preparation)
+        asyncio.get_running_loop().call_soon(on_prepared, Prepared(0.02, 1000))
+
+    def finish(self, answer: Outcome | OffloadError | None = None) -> None:
+        """Answers the job that it has had longest; with the job's own bytes unless an answer is given."""
+        done, on_outcome = self.running.pop(0)
+        on_outcome(answer or Outcome(bytes(done.tensors[0].data), 0.01, 0.0))
+
+    def die(self) -> None:
+        """Is gone, with what it had."""
+        self.lost.set_result(None)
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeWorkers:
+    """Makes fake workers.
+
+    Attributes:
+        made: The workers, in the order in which they were made.
+    """
+
+    def __init__(self, *, hosts: tuple[str, ...] = ("fake",), capacity: int = 1) -> None:
+        self._hosts, self._capacity = hosts, capacity
+        self.made: list[FakeWorker] = []
+
+    async def start(self, seat: int) -> FakeWorker:
+        worker = FakeWorker(seat, self._hosts[seat % len(self._hosts)], self._capacity)
+        self.made.append(worker)
+        return worker

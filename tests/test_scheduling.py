@@ -1,0 +1,347 @@
+"""The scheduler's parts, on workers without a process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from loadpart_common.errors import InputError, InternalError, ModelError, OverloadedError
+from loadpart_common.planning.plan import PlanKey
+from loadpart_edge.scheduling.canary import Canary
+from loadpart_edge.scheduling.deferred import Deferred
+from loadpart_edge.scheduling.dispatcher import Dispatcher
+from loadpart_edge.scheduling.hosts import Host, Hosts
+from loadpart_edge.scheduling.queue import JobQueue, QueuedJob
+from loadpart_edge.scheduling.scheduler import Scheduler
+from loadpart_edge.scheduling.supervisor import Supervisor
+from loadpart_edge.workers.base import Outcome, Preparation, Prepared
+from tests.fakes import CANARY, FakeWorker, FakeWorkers, job
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a test on an event loop, for five seconds at most."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(5):
+            await work
+
+    asyncio.run(bounded())
+
+
+def queued(number: int = 0, seconds: float = 0.1) -> QueuedJob:
+    return QueuedJob(job(number), lambda host: seconds * (2 if host == "slow" else 1), "fake")
+
+
+async def turns(number: int = 5) -> None:
+    """Lets the event loop go round."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+# The queue.
+
+
+def test_the_queue_is_first_in_first_out_and_bounded() -> None:
+    async def test() -> None:
+        queue = JobQueue(2)
+        first, second = queued(1), queued(2)
+        queue.append(first)
+        queue.append(second)
+        assert queue.is_full
+        assert queue.predicted_seconds == pytest.approx(0.2)
+        error = queue.overloaded(0.7)
+        assert isinstance(error, OverloadedError)
+        assert error.retry_after_seconds == 0.7
+        assert queue.overloaded(1e6).retry_after_seconds == 10
+        assert queue.overloaded(0.0).retry_after_seconds == 0.05
+        assert queue.pop() is first
+        assert (first.is_waiting, second.is_waiting) == (False, True)
+        queue.put_back(first)
+        assert queue.drain() == [first, second]
+
+    run(test())
+
+
+def test_a_job_is_predicted_for_the_host_that_takes_it() -> None:
+    async def test() -> None:
+        waiting = queued()
+        waiting.start("fake")
+        assert waiting.predicted_seconds == pytest.approx(0.1)
+        waiting.start("slow")
+        assert waiting.predicted_seconds == pytest.approx(0.2)
+        assert waiting.attempts == 2
+
+    run(test())
+
+
+# The dispatcher.
+
+
+class Bench:
+    """A dispatcher with fake workers in its seats."""
+
+    def __init__(self, seats: int = 1, capacity: int = 1, preparations: tuple[Preparation, ...] = ()) -> None:
+        self.queue, self.hosts = JobQueue(8), Hosts()
+        self.dispatcher = Dispatcher(self.queue, self.hosts, Deferred(), seats, preparations)
+        self.workers = [FakeWorker(index, "fake", capacity) for index in range(seats)]
+
+    def fill(self) -> None:
+        for seat, worker in zip(self.dispatcher.seats, self.workers, strict=True):
+            self.dispatcher.fill(seat, worker)
+
+    def submit(self, *numbers: int) -> list[QueuedJob]:
+        jobs = [queued(number) for number in numbers]
+        for each in jobs:
+            self.queue.append(each)
+        self.dispatcher.dispatch()
+        return jobs
+
+
+def test_jobs_go_to_idle_workers_and_outcomes_to_who_waits() -> None:
+    async def test() -> None:
+        bench = Bench(seats=2)
+        bench.fill()
+        jobs = bench.submit(1, 2, 3)
+        assert [len(worker.running) for worker in bench.workers] == [1, 1]
+        assert len(bench.queue) == 1
+        bench.workers[1].finish()
+        assert jobs[1].outcome.result().tensors == b"\x02"
+        assert bench.workers[1].running[0][0] is jobs[2].job, "the next job goes at once"
+        bench.workers[0].finish(InputError("not this"))
+        with pytest.raises(InputError, match="not this"):
+            jobs[0].outcome.result()
+        assert bench.dispatcher.running == {jobs[2]}
+
+    run(test())
+
+
+def test_a_worker_takes_as_many_jobs_as_its_capacity() -> None:
+    async def test() -> None:
+        bench = Bench(capacity=3)
+        assert bench.dispatcher.capacity == 1
+        bench.fill()
+        assert bench.dispatcher.capacity == 3
+        bench.submit(1, 2, 3, 4)
+        assert len(bench.workers[0].running) == 3
+        assert len(bench.queue) == 1
+
+    run(test())
+
+
+def test_a_job_of_a_lost_worker_goes_to_another_and_is_given_up_after_two() -> None:
+    async def test() -> None:
+        bench = Bench()
+        bench.fill()
+        first, second = bench.submit(1, 2)
+        for _ in range(2):
+            assert not first.outcome.done()
+            bench.dispatcher.vacate(bench.dispatcher.seats[0])
+            bench.workers = [FakeWorker(0, "fake", 1)]
+            bench.fill()
+        with pytest.raises(InternalError, match="workers died over this job"):
+            first.outcome.result()
+        assert bench.workers[0].running[0][0] is second.job
+
+    run(test())
+
+
+def test_a_job_that_no_worker_can_take_fails_and_the_next_one_runs() -> None:
+    async def test() -> None:
+        bench = Bench()
+        bench.fill()
+        bench.workers[0].refusal = ModelError("too large")
+        (refused,) = bench.submit(1)
+        with pytest.raises(ModelError, match="too large"):
+            refused.outcome.result()
+        bench.workers[0].refusal = None
+        bench.submit(2)
+        assert len(bench.workers[0].running) == 1
+
+    run(test())
+
+
+def test_tails_are_built_when_there_is_no_job() -> None:
+    async def test() -> None:
+        tails = tuple(Preparation("digest", PlanKey(cut, "raw")) for cut in range(2))
+        bench = Bench(preparations=tails)
+        told: list[tuple[str, Preparation, Prepared]] = []
+        bench.dispatcher.on_prepared = lambda worker, tail, answer: told.append((worker.label, tail, answer))
+        bench.fill()
+        jobs = bench.submit(1)
+        await turns()
+        assert bench.workers[0].prepared == [tails[0]], "the job went before the second tail"
+        assert not bench.dispatcher.is_prepared
+        bench.workers[0].finish()
+        await turns()
+        assert bench.dispatcher.is_prepared
+        assert [(label, tail) for label, tail, _ in told] == [("fake-0", tails[0]), ("fake-0", tails[1])]
+        assert jobs[0].outcome.done()
+
+    run(test())
+
+
+def test_only_an_idle_worker_of_the_host_times_a_tail() -> None:
+    async def test() -> None:
+        bench = Bench()
+        assert await bench.dispatcher.prepare_when_idle("fake", CANARY) is None
+        bench.fill()
+        assert await bench.dispatcher.prepare_when_idle("other", CANARY) is None
+        assert await bench.dispatcher.prepare_when_idle("fake", CANARY) == Prepared(0.02, 1000)
+        bench.submit(1)
+        assert await bench.dispatcher.prepare_when_idle("fake", CANARY) is None
+
+    run(test())
+
+
+# Hosts.
+
+
+def test_every_host_has_a_slow_down_of_its_own() -> None:
+    hosts = Hosts()
+    assert hosts.slow_down == 1
+    assert hosts.first == ""
+    for _ in range(3):
+        hosts["quick"].slow_down.record(1.0, 1.0)
+        hosts["slow"].slow_down.record(1.0, 3.0)
+    assert hosts["slow"].slow_down.value == pytest.approx(3)
+    assert hosts.slow_down == pytest.approx(2)
+    assert hosts.names == ("quick", "slow")
+
+
+# The supervisor.
+
+
+def test_a_worker_that_dies_is_replaced_and_counted() -> None:
+    async def test() -> None:
+        bench, factory, restarts = Bench(), FakeWorkers(), []
+        prepared = asyncio.Event()
+        supervisor = Supervisor(bench.dispatcher, factory, lambda: restarts.append(1))
+        bench.dispatcher.on_change = lambda: prepared.set() if bench.dispatcher.is_prepared else None
+        await supervisor.start(prepared)
+        (waiting,) = bench.submit(1)
+        factory.made[0].die()
+        await turns()
+        assert restarts == [1]
+        assert factory.made[0].is_closed
+        factory.made[1].finish()
+        assert waiting.outcome.result().tensors == b"\x01"
+        await supervisor.close()
+        assert factory.made[1].is_closed
+
+    run(test())
+
+
+def test_a_worker_that_dies_while_it_starts_ends_the_daemon() -> None:
+    async def test() -> None:
+        bench, factory = Bench(preparations=(CANARY,)), FakeWorkers()
+        supervisor = Supervisor(bench.dispatcher, factory, lambda: None)
+        starting = asyncio.create_task(supervisor.start(asyncio.Event()))
+        await turns(2)
+        factory.made[0].die()
+        with pytest.raises(InternalError, match="worker fake-0 died while it started"):
+            await starting
+        await supervisor.close()
+
+    run(test())
+
+
+# The canary.
+
+
+def test_a_canary_runs_in_a_row_while_its_host_is_slow_and_seldom_otherwise() -> None:
+    async def test() -> None:
+        host, slept, took = Host("fake"), [], [0.02]
+        host.canary_seconds = 0.02
+        done = asyncio.Event()
+        rows: list[int] = []
+
+        async def once() -> Prepared | None:
+            rows[-1] += 1
+            return Prepared(took[0], 0)
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            rows.append(0)
+            if len(slept) == 5:
+                took[0] = 0.06
+            if len(slept) == 9:
+                done.set()
+                await asyncio.Event().wait()
+
+        keeping = asyncio.create_task(Canary(host, once, lambda: None, sleep).keep())
+        await done.wait()
+        keeping.cancel()
+        assert slept[:4] == [0.3] * 4, "the first runs tell what it takes"
+        assert slept[4] == pytest.approx(0.3)
+        assert host.slow_down.value == pytest.approx(3, rel=0.01)
+
+    run(test())
+
+
+# All together.
+
+
+def test_the_scheduler_runs_jobs_and_tells_the_backlog() -> None:
+    async def test() -> None:
+        factory = FakeWorkers()
+        scheduler = Scheduler(factory, seats=1, queue_limit=1)
+        await scheduler.start()
+        assert scheduler.backlog_seconds == 0
+        running = [asyncio.create_task(scheduler.run(job(number), lambda _: 0.5)) for number in (1, 2)]
+        await turns()
+        assert (scheduler.running, scheduler.queue_length) == (1, 1)
+        assert scheduler.backlog_seconds == pytest.approx(1.0, abs=0.1)
+        with pytest.raises(OverloadedError, match="the queue is full") as raised:
+            await scheduler.run(job(3), lambda _: 0.5)
+        assert raised.value.retry_after_seconds == pytest.approx(1.0, abs=0.1)
+        running[1].cancel()
+        await turns()
+        assert scheduler.queue_length == 0, "nobody waits for it any more"
+        factory.made[0].finish()
+        served = await running[0]
+        assert served.outcome.tensors == b"\x01"
+        assert served.host == "fake"
+        await scheduler.drained()
+        await scheduler.close()
+
+    run(test())
+
+
+def test_hosts_may_differ() -> None:
+    async def test() -> None:
+        factory = FakeWorkers(hosts=("quick", "slow"))
+        scheduler = Scheduler(factory, seats=2, queue_limit=8)
+        await scheduler.start()
+        predict = {"quick": 0.01, "slow": 0.05}.__getitem__
+        running = [asyncio.create_task(scheduler.run(job(number), predict)) for number in range(2)]
+        await turns()
+        for worker in factory.made:
+            worker.finish(Outcome(b"", 0.05, 0.0))
+        assert {(await each).host for each in running} == {"quick", "slow"}
+        changed = asyncio.Event()
+        scheduler.on_change = changed.set
+        await changed.wait()
+        assert scheduler.hosts["quick"].slow_down.value == pytest.approx(5)
+        assert scheduler.hosts["slow"].slow_down.value == pytest.approx(1)
+        await scheduler.close()
+
+    run(test())
+
+
+def test_jobs_that_are_left_at_the_end_fail() -> None:
+    async def test() -> None:
+        scheduler = Scheduler(FakeWorkers(), seats=1, queue_limit=8)
+        await scheduler.start()
+        running = [asyncio.create_task(scheduler.run(job(number), lambda _: 0.5)) for number in range(3)]
+        await turns()
+        await scheduler.close()
+        for each in running:
+            with pytest.raises(InternalError, match="shut down"):
+                await each
+
+    run(test())
