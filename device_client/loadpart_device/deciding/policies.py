@@ -146,8 +146,9 @@ class LoadAware(Policy):
                 continue
             weights = self.weights(world, link, load, batch)
             costs = state.plans.costs(weights, batch)
-            position = costs.index(min(costs))
-            if best is None or costs[position] < best.costs[best.position]:
+            least = min(costs)
+            position = costs.index(least)
+            if best is None or least < best.cost:
                 best = Weighed(state, load, weights, costs, position)
             if previous is not None and (not previous.edge or previous.edge == state.edge):
                 before = state.plans.position(previous.plan)

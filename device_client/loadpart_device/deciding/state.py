@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ class Chosen(NamedTuple):
     plan: PlanKey
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(NamedTuple):
     """Why a plan was chosen, kept as figures and put into words when somebody asks.
 
     Attributes:

@@ -7,10 +7,10 @@ that is not known to be free binds the model to its batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from loadpart_common.formats.mindir.program import Program
+    from collections.abc import Iterator, Sequence
 
 _FREE = frozenset(
     {
@@ -30,28 +30,50 @@ _AXIS_SECOND = frozenset(
 """Operators whose second input (or setting) names axes; free when these leave the batch alone."""
 
 
-def allows_any_batch(program: Program, name: str) -> bool:
+class Nodes(Protocol):
+    """What is to be known of a program's nodes, by their names."""
+
+    def kind(self, name: str) -> str:
+        """Operator kind."""
+
+    def inputs(self, name: str) -> Sequence[str]:
+        """Names of what it takes."""
+
+    def constant(self, name: str) -> tuple[int, ...] | None:
+        """The integers of a constant; None when it is no such constant."""
+
+    def settings(self, name: str, *keys: str) -> tuple[int, ...]:
+        """The integers of the first setting among `keys` that it has."""
+
+    def members(self, name: str) -> Iterator[str]:
+        """The names that a tuple packs; the name itself when it is none."""
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape for one item of the batch."""
+
+
+def allows_any_batch(program: Nodes, name: str) -> bool:
     """Whether a node gives the right answer for any batch size, whatever size it was exported with."""
     kind = program.kind(name)
     if kind in _FREE:
         return True
-    node = program.nodes[name]
+    inputs = program.inputs(name)
     if kind in _AXIS_SECOND:
-        axes = program.constant(node.input[1]) if len(node.input) > 1 else None
+        axes = program.constant(inputs[1]) if len(inputs) > 1 else None
         axes = axes or program.settings(name, "axis")
         return bool(axes) and all(axis != 0 and axis > -len(_first_shape(program, name)) for axis in axes)
     if kind == "Transpose":
-        order = program.constant(node.input[1]) if len(node.input) > 1 else None
+        order = program.constant(inputs[1]) if len(inputs) > 1 else None
         return order is not None and order[:1] == (0,)
     if kind == "Reshape":
-        shape = program.constant(node.input[1]) if len(node.input) > 1 else None
+        shape = program.constant(inputs[1]) if len(inputs) > 1 else None
         return shape is not None and shape[:1] == (-1,)
     if kind == "Pad":
         return program.settings(name, "paddings")[:2] == (0, 0)
     return False
 
 
-def _first_shape(program: Program, name: str) -> tuple[int, ...]:
+def _first_shape(program: Nodes, name: str) -> tuple[int, ...]:
     """Shape of the first tensor that a node takes."""
-    source = next(program.members(program.nodes[name].input[0]))
+    source = next(program.members(program.inputs(name)[0]))
     return program.shape(source) or ()

@@ -22,7 +22,7 @@ from loadpart_common.graph import Barrier, Graph, Layer, Value, output_specs
 from loadpart_common.tensors import BATCH, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 Tree: TypeAlias = "Value | tuple[Tree, ...] | None"
 """What a name stands for: a tensor of the graph, a tuple, or (None) something made of weights and constants alone."""
@@ -95,6 +95,10 @@ class Program:
     def kind(self, name: str) -> str:
         """Operator kind of a node; `Constant` of a constant; empty for inputs and weights."""
         return self._kinds.get(name, "")
+
+    def inputs(self, name: str) -> Sequence[str]:
+        """Names of what a node takes."""
+        return self.nodes[name].input
 
     def is_input(self, name: str) -> bool:
         """Whether a name is that of an input of the network."""
