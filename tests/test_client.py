@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import threading
 import time
@@ -81,6 +82,17 @@ def test_load_aware_chooses_by_what_it_knows(connect: Any) -> None:
         assert 0 < result.plan.predicted_seconds < 1
         assert "Mbit/s" in result.plan.reason
         assert result.to_json()["plan"]["reason"] == result.plan.reason
+
+
+@pytest.mark.parametrize("policy", ["load-aware", "local", 3])
+def test_a_result_can_be_sent_to_another_process(connect: Any, policy: str | int) -> None:
+    with connect(policy=policy) as client:
+        client.wait_ready()
+        result = client.infer(*inputs_for(client.graph))
+    again = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(again.output, result.output)
+    assert again.plan.reason == result.plan.reason
+    assert again.timings == result.timings
 
 
 def test_a_changed_network_is_measured_anew(connect: Any) -> None:

@@ -185,6 +185,14 @@ def test_metrics_count_what_happened(client: RawClient, server: Daemon) -> None:
         assert f"loadpart_edge_{name} " in text
 
 
+def test_devices_are_told_apart_by_the_id_that_they_send(client: RawClient, server: Daemon) -> None:
+    """All of them behind one connection, as behind a proxy."""
+    before = metric(server.metrics, "loadpart_edge_active_devices")
+    for device in ("first", "second", "first", "third", "x" * 1000):
+        client.infer([image()], device=device, **good(client))
+    eventually(lambda: metric(server.metrics, "loadpart_edge_active_devices") == before + 4, "four devices more")
+
+
 def test_cancelled_requests_leave_the_others_alone(client: RawClient) -> None:
     fields = good(client)
     request = offload_pb2.InferRequest(codec="raw", **fields)  # type: ignore[arg-type]

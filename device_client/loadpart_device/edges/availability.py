@@ -17,7 +17,10 @@ _LAST_RETRY_SECONDS = 8.0
 
 
 class Availability:
-    """A server that fails is left alone for a while, each time twice as long, and tried again.
+    """Whether a server may be asked.
+
+    One that fails is left alone for a while, each time twice as long, and tried again. One that is overloaded says
+    itself when to come back, and is left alone until then, whatever else it sends meanwhile.
 
     Attributes:
         refusal: Why the server does not let this device in; None when it does, as far as is known.
@@ -28,12 +31,14 @@ class Availability:
         self._failures = 0
         self._why_not = ""
         self._retry_at = 0.0
+        self._come_back_at = 0.0
         self.refusal: AccessError | None = None
 
     @property
     def retry_seconds(self) -> float:
         """Seconds until the server may be asked again; 0 when it may be now."""
-        return max(0.0, self._retry_at - self._clock()) if self._retry_at else 0.0
+        retry_at = max(self._retry_at, self._come_back_at)
+        return max(0.0, retry_at - self._clock()) if retry_at else 0.0
 
     @property
     def why_not(self) -> str | None:
@@ -42,16 +47,15 @@ class Availability:
         return f"{self._why_not}; it is tried again in {left:.1f} s" if left else None
 
     def succeeded(self) -> None:
-        """Takes in an answer: the server is there."""
+        """Takes in an answer or a status: the server is there."""
         self._failures, self._retry_at, self.refusal = 0, 0.0, None
 
     def failed(self, error: OffloadError) -> None:
-        """Takes in a failure, or a refusal to let this device in."""
-        if isinstance(error, OverloadedError) and error.retry_after_seconds is not None:
-            delay = error.retry_after_seconds  # it is there, and says itself when to come back
-        else:
-            delay = min(_FIRST_RETRY_SECONDS * 2**self._failures, _LAST_RETRY_SECONDS)
-            self._failures += 1
-        self.refusal = error if isinstance(error, AccessError) else None
+        """Takes in a failure, or a refusal."""
         self._why_not = f"the server failed: {error}"
-        self._retry_at = self._clock() + delay
+        if isinstance(error, OverloadedError) and error.retry_after_seconds is not None:
+            self._come_back_at = self._clock() + error.retry_after_seconds
+            return
+        self.refusal = error if isinstance(error, AccessError) else None
+        self._retry_at = self._clock() + min(_FIRST_RETRY_SECONDS * 2**self._failures, _LAST_RETRY_SECONDS)
+        self._failures += 1

@@ -1,0 +1,63 @@
+"""The memory that daemon and worker share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from loadpart_common.codecs.registry import CODECS
+from loadpart_common.errors import MessageTooLargeError
+from loadpart_common.wire.framing import EncodedTensor, decode
+from loadpart_edge.workers.local.messages import Failed, RunTail, TailRan
+from loadpart_edge.workers.local.messages import decode as read
+from loadpart_edge.workers.local.messages import encode as write
+from loadpart_edge.workers.local.slot import Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RAW = CODECS["raw"]
+
+
+@pytest.fixture
+def slot() -> Iterator[Slot]:
+    made = Slot.create(4096)
+    yield made
+    made.close()
+
+
+def tensor(array: np.ndarray) -> EncodedTensor:
+    return EncodedTensor(array.dtype, array.shape, memoryview(RAW.encode(array)))
+
+
+def test_tensors_come_out_as_they_went_in_and_aligned(slot: Slot) -> None:
+    arrays = [np.arange(5, dtype=np.uint8), np.ones((2, 3), np.float32), np.zeros((0, 4), np.int64)]
+    placed = slot.put([tensor(array) for array in arrays])
+    assert [start % 64 for _, _, start, _ in placed] == [0, 0, 0]
+    for got, want in zip(decode(slot.take(placed), RAW), arrays, strict=True):
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        np.testing.assert_array_equal(got, want)
+        del got  # it lies in the slot, which is closed after the test
+
+
+def test_outputs_come_out_as_bytes(slot: Slot) -> None:
+    assert slot.write([b"abc", memoryview(b"def")]) == 6
+    assert slot.read(6) == b"abcdef"
+    assert slot.write([b"x"]) == 1
+    assert slot.read(1) == b"x"
+
+
+def test_what_does_not_fit_is_refused_with_its_size(slot: Slot) -> None:
+    with pytest.raises(MessageTooLargeError, match="tensors of at most 4096 bytes in all, got 5000"):
+        slot.put([tensor(np.zeros(5000, np.uint8))])
+    with pytest.raises(MessageTooLargeError, match="outputs of at most 4096 bytes"):
+        slot.write([bytes(4000), bytes(97)])
+
+
+def test_messages_come_out_as_they_went_in() -> None:
+    for message in (RunTail("a", "toy", 3, "raw", 1, (("|u1", (1,), 0, 1),)), TailRan(10, 0.1, 0.0)):
+        assert read(write(message)) == message
+    failed = read(write(Failed(MessageTooLargeError("too large"))))
+    assert isinstance(failed.error, MessageTooLargeError)
