@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.latency.slow_down import SlowDown
-from loadpart_device.edges.link import MEASURABLE_BYTES, LinkEstimator
+from loadpart_device.edges.direction import MEASURABLE_BYTES
+from loadpart_device.edges.link_estimator import LinkEstimator
 from loadpart_device.edges.load import LoadFollower, ServerLoad
 from loadpart_edge.scheduling.devices import ActiveDevices
 from loadpart_edge.scheduling.load import Backlog
@@ -189,7 +190,6 @@ def test_one_outlier_moves_nothing() -> None:
     assert rate_of(link) == pytest.approx(1e6, rel=0.1)
     assert link.reading is not None
     assert link.reading.round_trip_seconds == pytest.approx(ROUND_TRIP, rel=0.05)
-    assert link.reading.spread < 0.1
 
 
 def test_small_messages_are_not_taken_for_bandwidth() -> None:

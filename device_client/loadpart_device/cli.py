@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from loadpart_common import console
@@ -23,27 +20,23 @@ from loadpart_common.machine import usable_cores
 from loadpart_common.planning.plan import PlanKey
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.client import OffloadClient
-from loadpart_device.deciding.decision_log import read_decisions, summary
-from loadpart_device.deciding.explain import State, look_up
+from loadpart_device.deciding.decision_log import read_decisions
+from loadpart_device.deciding.explain import State
+from loadpart_device.deciding.look_up import look_up
 from loadpart_device.deciding.plot import plot as draw
 from loadpart_device.deciding.policies import ADAPTIVE, POLICIES
+from loadpart_device.deciding.replay import summary
 from loadpart_device.edges.connection import Connection
 from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import ServerLoad
 from loadpart_device.images import load_images
 from loadpart_device.model_cache import default_cache, find_model
+from loadpart_device.presenting import document, fetching, row, show, show_plans, top
 from loadpart_device.settings import ENV_PREFIX, load_settings, parse_policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from loadpart_common.tensors import Array
-    from loadpart_device.deciding.explain import Network, PlanCost
-    from loadpart_device.result import Result
     from loadpart_device.settings import Settings
 
-_TOP = 5
-_PHASES = ("decide", "head", "encode", "network", "queue", "tail", "total")
 
 app = typer.Typer(
     name="loadpart-device",
@@ -101,7 +94,7 @@ def infer(
         "decision_log": decision_log,
     }
     settings = load_settings(flags, config)
-    with _fetching() as on_progress:
+    with fetching() as on_progress:
         client = OffloadClient(
             settings.server,
             settings.model,
@@ -120,11 +113,11 @@ def infer(
         client.wait_ready(settings.connect_timeout)
         for _ in range(repeat):
             result = client.infer(batch)
-            classes = [_top(scores, client.labels) for scores in result.output]
+            classes = [top(scores, client.labels) for scores in result.output]
             if as_json:
-                print(json.dumps(_document(settings.model, image, classes, result)), flush=True)
+                print(json.dumps(document(settings.model, image, classes, result)), flush=True)
             else:
-                _show(settings.model, image, classes, result)
+                show(settings.model, image, classes, result)
 
 
 @app.command()
@@ -155,7 +148,7 @@ def plan(
         if value is not None and not 0 < value < float("inf"):
             raise SettingsError(f"{name}: expected a number above 0, got {value}")
     settings = _model_settings(server, model, threads, cache, latency_folder, connect_timeout, config)
-    with _fetching() as on_progress:
+    with fetching() as on_progress:
         network = look_up(
             settings.model,
             Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES),
@@ -179,9 +172,9 @@ def plan(
     costs = [cost for cost in network.costs(state) if every or cost.can_win or cost.chosen]
     if as_json:
         for cost in costs:
-            print(json.dumps({"model": settings.model, **_row(cost)}))
+            print(json.dumps({"model": settings.model, **row(cost)}))
     else:
-        _show_plans(network, state, costs)
+        show_plans(network, state, costs)
     if plot is not None:
         draw(network, state, plot)
         print(f"drawn in {plot}", file=sys.stderr)
@@ -214,7 +207,7 @@ def profile(
     settings = _model_settings(server, model, threads, cache, latency_folder, connect_timeout, config)
     with (
         contextlib.closing(Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES)) as connection,
-        _fetching() as on_progress,
+        fetching() as on_progress,
     ):
         found = find_model([connection], settings.model, _cache(settings), settings.connect_timeout, on_progress)
     engine = engine_for(found.stored.manifest.format)
@@ -247,63 +240,6 @@ def replay(
     out.print(f"{len(decisions)} decisions; made again from what was known, {same} are the same")
 
 
-def _top(scores: Array, labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The classes with the highest scores of one image, as probabilities (softmax)."""
-    flat = scores.ravel().astype(np.float64)
-    shares = np.exp(flat - flat.max())
-    shares /= shares.sum()
-    best = np.argsort(-flat, kind="stable")[:_TOP]
-    return [
-        {"class": int(i), "label": labels[i] if i < len(labels) else f"class {i}", "probability": float(shares[i])}
-        for i in best
-    ]
-
-
-def _document(model: str, images: list[Path], classes: list[list[dict[str, Any]]], result: Result) -> dict[str, Any]:
-    pictures = [{"image": str(path), "top": top} for path, top in zip(images, classes, strict=True)]
-    return {"model": model, "images": pictures, **result.to_json()}
-
-
-def _show(model: str, images: list[Path], classes: list[list[dict[str, Any]]], result: Result) -> None:
-    out = Console(highlight=False)
-    for path, top in zip(images, classes, strict=True):
-        out.print(f"[bold]{path.name}[/bold]: {model} says")
-        for entry in top:
-            out.print(f"  {entry['probability']:7.2%}  {entry['label']}")
-    out.print(f"[bold]plan[/bold]: {result.plan.location} - {result.plan.reason}", soft_wrap=True)
-    table = Table(*_PHASES, title="milliseconds", box=None, header_style="bold", title_justify="left")
-    table.add_row(*(f"{getattr(result.timings, phase) * 1e3:.2f}" for phase in _PHASES))
-    out.print(table)
-
-
-def _show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
-    out = Console(highlight=False)
-    columns = ("cut", "after layer", "kB", "device", "network", "queue", "server", "total ms", "")
-    table = Table(*columns, title=network.name, box=None, header_style="bold", title_justify="left")
-    for cost in costs:
-        parts = (cost.device_seconds, cost.network_seconds, cost.queue_seconds, cost.server_seconds, cost.total_seconds)
-        table.add_row(
-            str(cost.plan.cut),
-            cost.layer,
-            f"{cost.nbytes / 1e3:.1f}",
-            *(f"{seconds * 1e3:.2f}" for seconds in parts),
-            "<- chosen" if cost.chosen else "",
-            style="bold" if cost.chosen else None,
-        )
-    out.print(table)
-    out.print(f"{state}; {network.source}", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _fetching() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for the bytes of a model; gives what to call with those that have come and those of all."""
-    out = Console(stderr=True)
-    columns = (TextColumn("fetching the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as progress:
-        task = progress.add_task("fetching", total=None, visible=False)
-        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
-
-
 def _model_settings(
     server: str | None,
     model: str | None,
@@ -325,13 +261,6 @@ def _cache(settings: Settings) -> Path:
 
 def _latency_folder(settings: Settings) -> Path | None:
     return Path(settings.latency_folder) if settings.latency_folder else None
-
-
-def _row(cost: PlanCost) -> dict[str, Any]:
-    """What a plan costs, as a flat document."""
-    row = asdict(cost)
-    del row["plan"]
-    return {"cut": cost.plan.cut, "codec": cost.plan.codec, **row}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The models that the daemon serves, and the check of what a device sends for one."""
+"""The models that the daemon serves, by name and by digest."""
 
 from __future__ import annotations
 
@@ -6,133 +6,27 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from loadpart_common.codecs.registry import codec_named
 from loadpart_common.engines.registry import engine_for
 from loadpart_common.errors import (
-    CutError,
-    InputError,
     ModelError,
-    ModelMismatchError,
     ModelNotFoundError,
     OffloadError,
 )
-from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.measurements import Measurements
-from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey, points
-from loadpart_common.planning.winners import winning_plans
-from loadpart_common.tensors import check_arrays
-from loadpart_common.wire import framing
-from loadpart_edge.tail_times import TailTimes
+from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
+from loadpart_edge.served_model import ServedModel
 from loadpart_edge.workers.base import Preparation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
-    from loadpart_common.graph import Cut
     from loadpart_common.store.model_store import ModelStore, StoredModel
-    from loadpart_common.tensors import Array
-    from loadpart_common.wire.framing import EncodedTensor
     from loadpart_edge.settings import Settings
 
 _CANARY_SECONDS = 0.02
 """Long enough for another process's time slices (3 ms and more) to fall into it, short enough to be in nobody's way."""
 
 log = logging.getLogger(__name__)
-
-
-class ServedModel:
-    """A model that is served.
-
-    Attributes:
-        name: Its name.
-        stored: Its file and manifest.
-        graph: Its layers.
-        engine: Name and version of the engine that runs its tails.
-        candidates: Plans whose tails are built ahead: those that can win.
-        tail_seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,); the mean of the hosts.
-        modelled_tail_seconds: The same from the latency model alone.
-        ready_plans: Plans whose tails are built.
-    """
-
-    def __init__(
-        self, name: str, stored: StoredModel, measurements: Measurements, on_change: Callable[[], None]
-    ) -> None:
-        """Makes one.
-
-        Args:
-            name: Its name.
-            stored: Its file and manifest.
-            measurements: What was measured of this machine with the model's engine.
-            on_change: Called when `tail_seconds` or `ready_plans` have changed.
-
-        Raises:
-            SettingsError: What was measured is in a file that is damaged.
-        """
-        self._on_change = on_change
-        self.name = name
-        self.stored = stored
-        self.graph = stored.manifest.graph
-        self.engine = measurements.engine.version()
-        self._curves = Curves(self.graph, measurements.model())
-        self._profile = measurements.profile(stored.manifest.digest)
-        self._by_host: dict[str, TailTimes] = {}
-        self.modelled_tail_seconds = self._curves.tail_seconds({})
-        self.tail_seconds: Array = self._curves.tail_seconds(self._profile.tails)
-        # A device is taken for a slower machine of this kind: scaling a coordinate does not change which plans can win.
-        plans = points(self.graph, self._curves.head_seconds(self._profile.heads), self.tail_seconds)
-        self.candidates = tuple(point.key for point in winning_plans(plans) if not point.key.is_local)
-        self.ready_plans: set[PlanKey] = set()
-
-    def predict(self, plan: PlanKey, batch: int, host: str) -> float:
-        """Idle seconds of a tail on a host, for a whole batch."""
-        times = self._by_host.get(host)
-        return float((self.tail_seconds if times is None else times.seconds)[plan.cut]) * batch
-
-    def prepared(self, host: str, plan: PlanKey, seconds: float) -> None:
-        """Takes in the idle time of a tail that has been built on a host, one item."""
-        self._times(host).measure(plan, seconds)
-        self.ready_plans.add(plan)
-        self._average()
-
-    def observe(self, host: str, plan: PlanKey, seconds: float) -> None:
-        """Takes in the time of a tail that ran for a device on a host, one item."""
-        if self._times(host).observe(plan, seconds):
-            self._average()
-
-    def check(self, digest: str, plan: PlanKey, tensors: Sequence[EncodedTensor]) -> tuple[Cut, int]:
-        """The cut that a request is about, and its batch size; nothing is decoded.
-
-        Raises:
-            ModelMismatchError: The device holds another file.
-            CutError: There is no such cut, or it leaves nothing to the server.
-            InputError: The codec is unknown, or the tensors are not those that are live at the cut.
-        """
-        if digest != self.stored.manifest.digest:
-            raise ModelMismatchError(
-                f"model {self.name!r}: expected digest {self.stored.manifest.digest[:12]}..., got {digest[:12]!r}...; "
-                "fetch the model again"
-            )
-        last = self.graph.layer_count - 1
-        if plan.cut > last:
-            raise CutError(f"cut {plan.cut} is out of range: expected 0 to {last} for model {self.name!r}")
-        cut = self.graph.cut(plan.cut)
-        framing.check(tensors, codec_named(plan.codec))
-        try:
-            return cut, check_arrays(tensors, cut.specs)
-        except InputError as error:
-            raise InputError(f"model {self.name!r}, cut {plan.cut}: {error}") from error
-
-    def _times(self, host: str) -> TailTimes:
-        times = self._by_host.get(host)
-        if times is None:
-            times = self._by_host[host] = TailTimes(self._curves, self._profile)
-        return times
-
-    def _average(self) -> None:
-        self.tail_seconds = np.mean([times.seconds for times in self._by_host.values()], axis=0)
-        self._on_change()
 
 
 class ServedModels:

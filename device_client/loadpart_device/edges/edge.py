@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from loadpart_device.edges.availability import Availability
 from loadpart_device.edges.follower import Follower
-from loadpart_device.edges.link import LinkEstimator
+from loadpart_device.edges.link_estimator import LinkEstimator
 from loadpart_device.edges.load import LoadFollower
 from loadpart_device.edges.prober import Prober
 

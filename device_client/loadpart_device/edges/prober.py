@@ -9,14 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import OffloadError
-from loadpart_device.edges.link import MEASURABLE_BYTES
+from loadpart_device.edges.direction import MEASURABLE_BYTES
 from loadpart_device.edges.probe_budget import SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadpart_device.edges.connection import Connection
-    from loadpart_device.edges.link import LinkEstimator
+    from loadpart_device.edges.link_estimator import LinkEstimator
     from loadpart_device.edges.probe_budget import ProbeBudget
 
 _CALL_SECONDS = 10.0

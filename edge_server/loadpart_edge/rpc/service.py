@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from loadpart_edge.scheduling.queue import Served
     from loadpart_edge.scheduling.scheduler import Scheduler
     from loadpart_edge.scheduling.status import StatusBoard
-    from loadpart_edge.served_models import ServedModel, ServedModels
+    from loadpart_edge.served_model import ServedModel
+    from loadpart_edge.served_models import ServedModels
 
     Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,0 +1,85 @@
+"""Finds out what is to be explained: the network, the server's tails, the link and the load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadpart_common.engines.registry import engine_for
+from loadpart_common.errors import SettingsError, UnavailableError
+from loadpart_common.latency.curves import Curves
+from loadpart_common.latency.measurements import Measurements
+from loadpart_common.planning.plan import points
+from loadpart_device.deciding.explain import Network
+from loadpart_device.edges.edge import Edge
+from loadpart_device.edges.probe_budget import ProbeBudget
+from loadpart_device.model_cache import find_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from loadpart_device.edges.connection import Connection
+    from loadpart_device.edges.link import LinkReading
+    from loadpart_device.edges.load import ServerLoad
+
+
+def look_up(
+    name: str,
+    connection: Connection,
+    *,
+    cache: Path,
+    latency_folder: Path | None,
+    threads: int,
+    timeout_seconds: float,
+    measure: bool,
+    on_progress: Callable[[int, int], None],
+) -> Network:
+    """A network, and what its heads cost on this machine and its tails on a server.
+
+    When the server is not there, the network is the cached one and the tails cost what they would cost here.
+
+    Args:
+        name: Name of the model.
+        connection: To the server; it is closed.
+        cache: Folder of fetched models.
+        latency_folder: Folder with what was measured of this machine; the usual one when None.
+        threads: Threads of one operator.
+        timeout_seconds: How long to wait for the server.
+        measure: Whether to measure the link and the load, too; then the server has to be there.
+        on_progress: Called with the bytes that have come and those of all, while a model is fetched.
+
+    Raises:
+        ModelNotFoundError: The server does not serve it; or it is not there, and the model is not cached.
+        SettingsError: Link and load are to be measured, and the server is not there.
+        UnavailableError: Measuring them took too long.
+    """
+    link, load = None, None
+    edge = Edge(connection, ProbeBudget())
+    try:
+        stored, info, why_not = find_model([connection], name, cache, timeout_seconds, on_progress)
+        if measure:
+            if why_not is not None:
+                raise SettingsError(f"bandwidth: expected Mbit/s, since the link cannot be measured: {why_not}")
+            link, load = _measure(edge, timeout_seconds)
+    finally:
+        edge.close()
+    graph = stored.manifest.graph
+    measurements = Measurements(engine_for(stored.manifest.format), threads, latency_folder)
+    curves, profile = Curves(graph, measurements.model()), measurements.profile(stored.manifest.digest)
+    heads = curves.head_seconds(profile.heads)
+    if info is None:
+        source, tails = "heads and tails as on this machine: no server is there", curves.tail_seconds(profile.tails)
+    else:
+        source, tails = f"heads as on this machine, tails as {edge.name} says", np.array(info.tail_seconds)
+    return Network(name, graph, points(graph, heads, tails), source, link, load)
+
+
+def _measure(edge: Edge, timeout_seconds: float) -> tuple[LinkReading, ServerLoad]:
+    edge.start()
+    edge.wait_measured(timeout_seconds)
+    link, load = edge.link.reading, edge.load
+    if link is None or load is None:
+        raise UnavailableError(f"no measurement within {timeout_seconds:g} s")
+    return link, load
