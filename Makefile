@@ -27,7 +27,7 @@ demo: setup  ## run the six networks on a photograph: locally, offloaded, load-a
 	@$(BIN)/python examples/demo.py
 
 .PHONY: test
-test: setup  ## run the fast tests (under five minutes)
+test: setup  ## run the fast tests (two minutes)
 	@$(BIN)/python -m pytest
 
 .PHONY: test-slow

@@ -1,7 +1,8 @@
 """10,000 malformed or wrong requests, then 100 good ones.
 
-All good ones must be answered right, no bad one may fail inside the server, no worker may die, and the server's memory
-must stay flat: it is read after the first thousand, when caches and arenas have filled, and at the end.
+The benchmark fails if a good request gets a wrong answer, if a bad one is answered with INTERNAL or UNKNOWN, if a
+worker dies, or if the server's memory grows. Memory is read after the first thousand requests, when caches and the
+allocator's arenas have filled, and at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def requests(good: bytes, digest: str, image: Array) -> list[Callable[[random.Random], tuple[str, bytes]]]:
-    """Ways to ask wrongly: each gives a method and bytes."""
+    """Generators of bad requests; each returns the name of a method and the bytes to send."""
 
     def infer(arrays: list[Array], **fields: object) -> tuple[str, bytes]:
         message = {"model": MODEL, "digest": digest, "cut": 0, "codec": "raw"} | fields
@@ -57,7 +58,7 @@ def requests(good: bytes, digest: str, image: Array) -> list[Callable[[random.Ra
     def flipped(rng: random.Random) -> tuple[str, bytes]:
         data = bytearray(good)
         for _ in range(8):
-            data[rng.randrange(150)] ^= 1 << rng.randrange(8)  # the head: model, digest, cut, codec, shape
+            data[rng.randrange(150)] ^= 1 << rng.randrange(8)  # the first fields: model, digest, cut, codec, shape
         return "Infer", bytes(data)
 
     return [

@@ -1,4 +1,4 @@
-"""A daemon for a benchmark or a test: started on a free port, ended with the block."""
+"""Starts a daemon for a benchmark or a test on a free port, and stops it at the end of the block."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Daemon:
 
     Attributes:
         process: Its main process.
-        target: Where it listens, `HOST:PORT`.
-        metrics: Where its metrics are, a URL; empty when there are none.
-        ready_seconds: From starting it to its line on stdout.
+        target: Address where it listens, `HOST:PORT`.
+        metrics: URL of its metrics; empty when it serves none.
+        ready_seconds: Seconds from its start to its line on stdout.
     """
 
     process: subprocess.Popen[str]
@@ -36,7 +36,7 @@ class Daemon:
     ready_seconds: float
 
     def stop(self) -> int:
-        """Sends SIGTERM and waits; gives the exit code."""
+        """Sends SIGTERM, waits for the end, and returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(_END_SECONDS)
@@ -50,14 +50,14 @@ def daemon(
     address: str = "127.0.0.1",
     wrapper: Sequence[str] = (),
 ) -> Iterator[Daemon]:
-    """Starts `loadpart-edge serve` on a free port, and ends it with the block.
+    """Starts `loadpart-edge serve` on a free port, and stops it at the end of the block.
 
     Args:
         arguments: Further arguments.
         cores: Cores that it may use; all by default.
         stderr: Where its log goes, as for `subprocess.Popen`.
-        address: Where it listens.
-        wrapper: A command that runs it.
+        address: Address where it listens.
+        wrapper: A command prefix that runs the daemon, such as in another network namespace.
     """
     started = time.monotonic()
     process = subprocess.Popen(
@@ -66,7 +66,7 @@ def daemon(
         stderr=stderr,
         text=True,
     )
-    if cores is not None:  # its threads and workers come later and inherit it
+    if cores is not None:  # threads and workers start later and inherit the cores
         os.sched_setaffinity(process.pid, cores)
     assert process.stdout is not None
     try:
@@ -84,12 +84,12 @@ def daemon(
 
 
 def export_missing() -> None:
-    """Exports the networks that the store (of LOADPART_EDGE_STORE) lacks."""
+    """Exports the networks of the zoo that the model store (LOADPART_EDGE_STORE) lacks."""
     subprocess.run([BIN / "loadpart-edge", "export", "--missing"], check=True)
 
 
 def conditions() -> str:
-    """The machine and the versions, in a line."""
+    """The machine and the versions, as one line of text."""
     import importlib.metadata
     import platform
 

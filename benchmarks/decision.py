@@ -1,7 +1,7 @@
-"""The decision: the plans that are kept against brute force, and how long a decision takes.
+"""Checks the kept plans against brute force, and times a decision.
 
-For each network, the plans that can win are compared with all plans, over random weight vectors that span what links,
-loads, bursts and devices can be: a plan that wins for one of them and was not kept is a miss.
+For each network, the plans that can win are compared with all plans over random weight vectors, which span the possible
+links, loads, bursts and devices. A vector for which a plan wins that was not kept is a miss.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def main() -> None:
 
 
 def misses(plans: tuple[Point, ...], kept: tuple[Point, ...], rng: np.random.Generator, *, bursts: bool) -> int:
-    """Weight vectors for which a plan that was not kept beats all that were.
+    """Number of weight vectors for which a plan that was not kept beats all that were.
 
-    Device and server slow-downs of 1 to 1000, links of 10 kbit/s to 10 Gbit/s, up to 10 s of round trip and queue; in
-    one vector of four, one weight is 0. With bursts, up to 256 kB cross at once.
+    The vectors span slow-downs of device and server of 1 to 1000, links of 10 kbit/s to 10 Gbit/s, and up to 10 s of
+    round trip and queue; in one of four vectors, one weight is 0. With bursts, up to 256 kB cross without delay.
     """
     spans = ((0.0, 3.0), (-9.1, -3.1), (0.0, 3.0), (-5.0, 1.0))
     weights = np.stack([10 ** rng.uniform(low, high, VECTORS) for low, high in spans])

@@ -1,8 +1,8 @@
-"""The least that a call of this shape takes here: gRPC and a worker process, with nothing of the project in between.
+"""A lower bound for a call on this machine: gRPC and a worker process, without any of the project's code.
 
-An asyncio server copies a request into memory that it shares with its worker process, tells it by one byte, and answers
-when a byte comes back. The worker multiplies matrices for as long as it is told to and reads as much memory as it is
-told to meanwhile, as a tail reads its weights, so that the code on the answer's way is as cold as it is after a tail.
+An asyncio server copies a request into memory that it shares with its worker process, wakes the worker with one byte,
+and answers when a byte comes back. The worker multiplies matrices for the requested seconds. Meanwhile it reads the
+requested amount of memory, as a tail reads its weights, so that the answer finds the caches as cold as after a tail.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _OPTIONS = [("grpc.max_receive_message_length", _SLOT_BYTES), ("grpc.so_reusepor
 
 @contextlib.contextmanager
 def echo(core: int) -> Iterator[Callable[[int, bytes, float], float]]:
-    """Starts server and worker on a core, and ends them with the block.
+    """Starts server and worker on a core, and stops them at the end of the block.
 
-    Gives a function of bytes that the work reads, a payload and seconds of work; it makes the call and gives its
-    seconds beyond the work's.
+    Yields a function of the number of bytes that the work reads, a payload, and the seconds of work. The function makes
+    a call and returns its duration less the work's, in seconds.
     """
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.echo", str(core)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -60,7 +60,7 @@ def echo(core: int) -> Iterator[Callable[[int, bytes, float], float]]:
 
 
 def main() -> None:
-    """Serves on the core of the first argument; with descriptors of a slot and a socket, works."""
+    """Runs the server on the core of the first argument, or the worker if a slot's and a socket's descriptor follow."""
     core, *descriptors = map(int, sys.argv[1:])
     os.sched_setaffinity(0, {core})
     if descriptors:
@@ -97,7 +97,7 @@ async def _serve(slot: mmap.mmap, worker: socket.socket) -> None:
 
 
 def _work(slot: mmap.mmap, server: socket.socket) -> None:
-    """Works when told to, until the server is gone."""
+    """Does the work of each request, until the server has closed the socket."""
     rows, matrix = np.random.default_rng(0).random((2, 1000, 1000), np.float32)
     weights = np.ones(_WEIGHT_BYTES // 4, np.float32)
     step = _STEP_BYTES // 4

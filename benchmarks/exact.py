@@ -1,8 +1,8 @@
-"""Splitting is exact: head on the device, tail in a real server over gRPC, at every valid cut of every network.
+"""Checks that splitting is exact: head on the device, tail in a real server over gRPC, at every cut of every network.
 
-The outputs are compared to those of the whole network run locally, bit for bit, on a photograph. Beside the six
-networks stand small ones that the zoo does not have, among them one with a branch, so that two tensors cross, one with
-several inputs and outputs, and one that adds in place. Device and server have a core each and one thread.
+The outputs must equal those of the whole network run locally, bit for bit, on a photograph. Besides the six networks of
+the zoo there are three small ones: one with a branch, so that two tensors cross; one with several inputs and outputs;
+and one that adds in place. Device and server have one core and one thread each.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def compare(server: Connection, name: str, stored: StoredModel, on_cut: Callable[[], None]) -> int:
-    """Tries every cut of a network and gives the number of those whose outputs differ from the whole's."""
+    """Tries every cut of a network; returns for how many the outputs differ from those of the local run."""
     graph = stored.manifest.graph
     local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY)
     inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph))}
@@ -101,7 +101,7 @@ def compare(server: Connection, name: str, stored: StoredModel, on_cut: Callable
     wrong = 0
 
     def remote(cut: int, values: dict[Value, Array]) -> bool:
-        """Whether the outputs of head and tail are those of the whole."""
+        """Whether the outputs of head and tail equal those of the local run."""
         arrays = [values[value] for value in graph.cut(cut).live]
         reply = server.infer(name, stored.manifest.digest, plan_at(graph, cut), arrays, 120)
         values.update(zip(graph.tail(cut).outputs, reply.outputs, strict=True))

@@ -1,4 +1,4 @@
-"""The daemon with all six networks: seconds to ready, memory of each process; and what importing the SDK costs."""
+"""Start time and memory of a daemon with all six networks, and the time that importing the SDK takes."""
 
 from __future__ import annotations
 

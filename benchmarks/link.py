@@ -1,7 +1,8 @@
-"""The link estimator against shaped links: rates that are known, steps, and what probing costs.
+"""The link estimator against shaped links: fixed rates, steps of the rate, and the cost of probing.
 
-A daemon and a device in network namespaces of their own, with token buckets (`tc tbf`) both ways between them. The true
-rate is the one that the shaper is set to; it counts headers, which are 4.4 % of a full packet.
+A daemon and a device run in network namespaces of their own; token buckets (`tc tbf`) shape the link between them in
+both directions. The true rate is the one that the shaper is set to. It includes headers, which are 4.4 % of a full
+packet.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def megabits(client: OffloadClient, *, down: bool = False) -> float:
 
 
 def rates(wire: Link, server: Daemon, cache: str) -> list[float]:
-    """Errors at fixed rates: of the first probes, and after two inferences that offload."""
+    """Relative errors of the estimate at fixed rates: after the first probes, and after two offloaded inferences."""
     table = Table("Mbit/s", "probed", "error", "down", "error", "after two inferences", "error", "round trip, ms",
                   title=f"medians of {REPETITIONS}, and the largest error", header_style="bold")  # fmt: skip
     errors = []
@@ -94,7 +95,7 @@ def rates(wire: Link, server: Daemon, cache: str) -> list[float]:
 
 
 def steps(wire: Link, server: Daemon, cache: str) -> list[float]:
-    """Errors after each inference that follows a step of the rate; those of the second and later ones count."""
+    """Relative errors of the estimate after each inference that follows a step of the rate, except the first one."""
     table = Table("step, Mbit/s", *(f"after {number}" for number in range(1, 5)), title="estimate", header_style="bold")
     errors = []
     wire.shape(STEPS[0])
@@ -115,13 +116,13 @@ def steps(wire: Link, server: Daemon, cache: str) -> list[float]:
 
 
 def probing(wire: Link, server: Daemon, cache: str) -> float:
-    """The largest share of a link that is idle which probes and the status stream take up."""
+    """The largest share of an otherwise idle link that probes and the status stream use."""
     shares = []
     table = Table("Mbit/s", "kB sent", "share", title=f"an idle device, {IDLE_SECONDS:.0f} s", header_style="bold")
     for rate in track((1, 8, 64), description="idle", console=console, transient=True):
         wire.shape(rate)
         with connect(server, cache) as client:
-            time.sleep(1)  # past the first probes, which are once in a connection
+            time.sleep(1)  # past the first probes, which each connection sends once
             before = wire.sent_bytes()
             time.sleep(IDLE_SECONDS)
             sent = wire.sent_bytes() - before

@@ -1,8 +1,9 @@
-"""The server's load, predicted and measured: with other clients, with a hog on its core, and when it ends.
+"""The server's load, predicted and measured: with other clients, with a hog on its core, and after a load ends.
 
-Server on the last core, device and other clients on the first. Before each inference the expected server time is noted
-(backlog, plus slow-down times the tail), and compared with what the inference's queueing and tail took. Then: how soon
-a device that went local comes back, and how often it changes plans while nothing changes.
+The server runs on the last core, the device and the other clients on the first. Before each inference the expected
+server time is noted (backlog plus slow-down times the tail), and compared with the measured time of queueing and tail.
+Then two more things are measured: how soon a device that computes locally because of a load offloads again after it
+ends, and how often a device changes plans while link and load stay the same.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 NETWORKS = ("squeezenet", "alexnet")
 ROUNDS = 40
 STEADY = 300
-SHARE = 0.25  # of a core that the device has
+SHARE = 0.25  # of a core that a slow device gets
 ERROR_LIMIT, RETURN_LIMIT_SECONDS, CHANGES_LIMIT = 0.20, 2.0, 1.0
-PAUSE_SECONDS = 0.03  # of a client between its requests, on average
+PAUSE_SECONDS = 0.03  # mean pause of a client between its requests
 
 console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
@@ -88,11 +89,11 @@ def predictions(server: Daemon, cache: str, core: int) -> list[float]:
 
 
 def observe(client: OffloadClient, server: Daemon, name: str) -> tuple[Array, Array, Array]:
-    """Measured and expected seconds on the server, and the slow-downs that were told."""
+    """Measured and expected seconds on the server, and the slow-downs that the server reported."""
     image = np.zeros(client.graph.inputs[0].concrete(1), np.uint8)
     lists, rng = Connection(Endpoint(server.target), 1 << 28), random.Random(0)
     measured, expected, slow_downs = [], [], []
-    time.sleep(1.5)  # the load has begun, and the server has seen some of it
+    time.sleep(1.5)  # by now the load runs, and the server has measured it
     tail = lists.list_models(5)[name].tail_seconds[0]
     for _ in range(ROUNDS):
         time.sleep(rng.expovariate(1 / 0.1))
@@ -107,7 +108,7 @@ def observe(client: OffloadClient, server: Daemon, name: str) -> tuple[Array, Ar
 
 
 def returns(server: Daemon, cache: str, core: int) -> list[float]:
-    """Seconds from the end of a load that made a device compute alone to its next offloading."""
+    """Seconds from the end of a load that made a device compute locally until it offloads again."""
     seconds = []
     table = Table(
         "load",
@@ -137,7 +138,7 @@ def returns(server: Daemon, cache: str, core: int) -> list[float]:
 
 
 def await_location(client: OffloadClient, image: Array, location: str, limit: float = 30.0) -> None:
-    """Infers until the plan is so."""
+    """Infers until the plan has this location."""
     end = time.perf_counter() + limit
     while (result := client.infer(image)).plan.location != location:
         if time.perf_counter() > end:
@@ -145,7 +146,7 @@ def await_location(client: OffloadClient, image: Array, location: str, limit: fl
 
 
 def steady(server: Daemon, cache: str) -> list[float]:
-    """Changes of plan in 100 inferences, while link and load stay what they are."""
+    """Changes of plan in 100 inferences, while link and load stay the same."""
     rates = []
     table = Table(
         "network",
@@ -179,7 +180,7 @@ def steady(server: Daemon, cache: str) -> list[float]:
 
 @contextlib.contextmanager
 def clients(server: Daemon, name: str, number: int, slow: SlowDevice | None = None) -> Iterator[None]:
-    """Other clients, which send whole images and wait a little after each answer."""
+    """Other clients, which send whole images and pause for a random time after each answer."""
     with processes(
         [[sys.executable, "-m", "benchmarks.load", server.target, name, str(seed)] for seed in range(number)], slow
     ):
@@ -188,7 +189,7 @@ def clients(server: Daemon, name: str, number: int, slow: SlowDevice | None = No
 
 @contextlib.contextmanager
 def hogs(core: int, number: int, slow: SlowDevice | None = None) -> Iterator[None]:
-    """Processes that take all of a core that they can get."""
+    """Processes that compute without pause on a core."""
     with processes(
         [["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"] for _ in range(number)], slow
     ):
@@ -210,7 +211,7 @@ def processes(commands: list[list[str]], slow: SlowDevice | None) -> Iterator[No
 
 
 def client(target: str, name: str, seed: int) -> None:
-    """One of the other clients, until it is ended."""
+    """One of the other clients; runs until it is killed."""
     rng, server = random.Random(seed), Connection(Endpoint(target), 1 << 28)
     info = server.list_models(10)[name]
     image = np.zeros((1, 224, 224, 3), np.uint8)

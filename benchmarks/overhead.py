@@ -1,11 +1,14 @@
 """What splitting costs beyond computing.
 
-For each network, at cut 0 and at a cut in the middle: end-to-end time less the head's and the tail's own, the median
-of runs that take turns with probes of the same size. The device runs on one core, the server on the other. What the
-bytes need is what a probe of that size takes longer than an empty one, in the same run and under the same conditions,
-that is after an inference and a bare head; an empty probe is what a call costs that does nothing. Beside it stands what
-a bare gRPC server and one worker process take beyond computing under these conditions, with the same bytes and as much
-work as the tail, and nothing of the project in between: the least that any split over gRPC would take here.
+For each network, at cut 0 and at a cut in the middle, this measures the end-to-end time less the times of head and
+tail ("beyond computing"). The device runs on one core, the server on another. All figures are medians over runs in
+which inferences and probes alternate.
+
+The transfer time ("bytes") is a probe of the same size less an empty probe. Each probe follows an inference and a bare
+head, so that it meets the same caches as an inference. "overhead" is the time beyond computing less the transfer time.
+"an empty call" is an empty probe: a call that does nothing. "bare echo" is the time beyond computing of a bare gRPC
+server with one worker process, for the same bytes and as much work as the tail, without any of the project's code. It
+is a lower bound for any split over gRPC on this machine.
 """
 
 from __future__ import annotations
@@ -103,7 +106,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def bare_head(server: Connection, name: str, cache: Path, cut: int, image: Array) -> Iterator[Callable[[], object]]:
-    """A function that runs the head of a cut and nothing else, on the engine that clients of this process use."""
+    """Yields a function that runs the head of a cut and nothing else, on the engine that this process's clients use."""
     stored = find_model([server], name, cache, 10.0, lambda _done, _total: None).stored
     runtime = LocalRuntime(stored, threads=1, memory_limit_bytes=512 << 20)
     plan = plan_at(stored.manifest.graph, cut)
@@ -123,7 +126,7 @@ def measure(
     image: Array,
     nbytes: int,
 ) -> dict[str, float]:
-    """Medians in milliseconds: an inference and its parts, probes with as many bytes and with none, a bare echo."""
+    """Medians in milliseconds of an inference and its parts, a probe of `nbytes`, an empty probe and a bare echo."""
     payload = os.urandom(nbytes)
     readings: dict[str, list[float]] = {
         key: [] for key in ("total", "head", "tail", "beyond", "probe", "empty", "bare")
@@ -133,11 +136,10 @@ def measure(
         timings = client.infer(image).timings
         for key, seconds in (("total", timings.total), ("head", timings.head), ("tail", timings.tail)):
             readings[key].append(seconds)
-        # Of each inference, since computing varies by more.
+        # Computed for each inference, because the times of head and tail vary more than this difference.
         readings["beyond"].append(timings.total - timings.head - timings.tail)
-        client.infer(
-            image
-        )  # leaves the caches of the server as an inference finds them, and a head those of the device
+        # An inference, then a head: server and device find the caches as a real inference does.
+        client.infer(image)
         head()
         readings["bare"].append(bare(payload, timings.tail))
         for key, body in (("probe", payload), ("empty", b"")):

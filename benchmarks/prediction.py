@@ -1,8 +1,8 @@
-"""How well the latency model tells what heads and tails take, before and after profiling.
+"""How well the latency model predicts the times of heads and tails, before and after profiling.
 
 Runs all heads and tails of the six networks on one core with one thread, and compares the median of some runs of each
-with what was predicted: from the calibration alone, in which no layer of these networks occurs, and with the network's
-profile, measured at a handful of its cuts just before. Everything measured is kept as JSON lines.
+with two predictions: one from the calibration alone, in which no layer of these networks occurs, and one that also uses
+the network's profile, measured at a few of its cuts just before. All measurements are kept as JSON lines.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def run_all(cache: SegmentCache, network: CachedModel, name: str) -> dict[tuple[
 def compare(
     name: str, kind: str, curves: Curves, anchors: Profile, truth: dict[tuple[str, int], float]
 ) -> list[dict[str, Any]]:
-    """A row for each segment, with what was predicted and what it took."""
+    """A row for each segment, with its predicted and measured seconds."""
     predicted: dict[str, Array] = {
         "head": curves.head_seconds(anchors.heads),
         "tail": curves.tail_seconds(anchors.tails),
@@ -131,13 +131,13 @@ def compare(
 
 
 def error_of(rows: list[dict[str, Any]], name: str, kind: str, side: str) -> float:
-    """Mean absolute error, as a share of what was measured."""
+    """Mean absolute error of the predictions, as a share of the measured seconds."""
     chosen = [row for row in rows if row["network"] == name and row["kind"] == kind and side in ("", row["side"])]
     return float(np.mean([abs(row["predicted"] / row["measured"] - 1) for row in chosen]))
 
 
 def signature(graph: Graph, layer: Layer) -> tuple[Any, ...]:
-    """What makes two layers with weights the same to a stopwatch."""
+    """The properties of a layer that decide how long it takes; layers with equal ones count as the same."""
     return (
         layer.kind,
         tuple(graph.spec(value).shape for value in layer.inputs),
@@ -147,7 +147,7 @@ def signature(graph: Graph, layer: Layer) -> tuple[Any, ...]:
 
 
 def sweep() -> list[Graph]:
-    """The graphs of the calibration's networks."""
+    """The graphs of the random networks that the calibration measures."""
     graphs = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(CALIBRATED):

@@ -1,8 +1,10 @@
-"""A thousand devices on one server, simulated: the product's own decisions, load figures and policies, no network.
+"""Simulates a thousand devices on one server, with the product's own decisions, load figures and policies.
 
-Devices of different speeds and links each infer now and then, in all more often than the server can answer. Printed for
-each way to decide: mean latency, how it compares with the best fixed assignment of devices to plans (found by trying
-how many of those who gain most may offload), and how much the queue swings.
+Nothing is sent or computed: time is simulated. Each device infers repeatedly, with random pauses. If all offloaded,
+they would ask for 70 to 400 % of what the server can answer. The devices are either alike or differ in speed and link.
+For each policy the benchmark prints the mean latency, its ratio to that of the best fixed assignment, and how much the
+length of the queue varies. In a fixed assignment, a number of devices, those that gain most, always offload; several
+numbers are tried.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ SECONDS, WARM_UP_SECONDS = 180.0, 30.0
 PERIOD_SECONDS = 0.5
 NETWORK = "squeezenet"
 OFFERED = (0.7, 1.5, 4.0)
-"""Requests that come, if all devices offload, as a share of what the server can answer."""
+"""Load if all devices offload every inference, as a share of what the server can answer."""
 ANSWER_BYTES = 4000
 NOISE = 0.05
 LIMIT, SWING_LIMIT = 1.10, 1.25
@@ -56,7 +58,7 @@ console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
 class Simulation:
-    """A clock, and what is to happen when."""
+    """A simulated clock with a queue of future events."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -80,7 +82,7 @@ class Job:
 
 
 class Server:
-    """One worker, first in first out, with the daemon's own figures of its load."""
+    """One worker that runs jobs first in, first out; its load figures are computed by the daemon's code."""
 
     def __init__(self, simulation: Simulation, seed: int) -> None:
         self.simulation, self.rng = simulation, random.Random(seed)
@@ -169,7 +171,7 @@ class Server:
 
 @dataclass
 class Device:
-    """A device: infers, waits, infers again."""
+    """A device that infers, pauses for a random time, and infers again."""
 
     name: str
     simulation: Simulation
@@ -179,7 +181,7 @@ class Device:
     slow_down: float
     pause: float
     rng: random.Random
-    policy: LoadAware | None  # None: always the plan `fixed`
+    policy: LoadAware | None  # None: the device always uses the plan `fixed`
     fixed: Point | None = None
     latencies: list[float] = field(default_factory=list)
     remote: int = 0
@@ -242,14 +244,14 @@ class Outcome:
 
 
 class AtOnce(LoadAware):
-    """Without chance: every device changes plans as soon as that is better."""
+    """Load-aware without random keeping of plans: every device changes as soon as another plan is better."""
 
     def _keeps_by_chance(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:  # noqa: ARG002
         return False
 
 
 class Selfish(AtOnce):
-    """Without chance, and each device counts its own latency only."""
+    """As `AtOnce`, and each device counts only its own latency, not the waiting that it causes for others."""
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
         """See `LoadAware.weights`."""
@@ -257,7 +259,15 @@ class Selfish(AtOnce):
 
 
 def simulate(plans: Plans, offered: float, policy: type[LoadAware] | int, *, alike: bool, seed: int = 0) -> Outcome:
-    """Runs a fleet by a policy, or with a number of devices that always offload: those who gain most by it."""
+    """Simulates a fleet of devices.
+
+    Args:
+        plans: The plans of the network that all devices run.
+        offered: Load if all devices offload every inference, as a share of what the server can answer.
+        policy: The policy of all devices; a number makes that many of them, those that gain most, always offload.
+        alike: Whether all devices have the same speed and link.
+        seed: Seed of the devices, their pauses and the noise.
+    """
     simulation = Simulation()
     server = Server(simulation, seed)
     tail = plans.points[0].server_seconds
@@ -296,14 +306,14 @@ def weights(link: LinkReading, slow_down: float) -> Weights:
 
 
 def best(plans: Plans, link: LinkReading, slow_down: float) -> Point:
-    """The best remote plan for a server that is idle."""
+    """The best remote plan when the server is idle."""
     remote = Plans([point for point in plans.points if not point.key.is_local])
     costs = remote.costs(weights(link, slow_down))
     return remote.points[costs.index(min(costs))]
 
 
 def gain(plans: Plans, link: LinkReading, slow_down: float) -> float:
-    """Seconds that a device gains by an idle server."""
+    """Seconds that a device saves with the best remote plan on an idle server, compared with computing locally."""
     seconds = plans.costs(weights(link, slow_down))
     return seconds[-1] - min(seconds[:-1])
 

@@ -1,4 +1,4 @@
-"""What benchmarks emulate: a shaped link between two network namespaces, and a slow device; needs root."""
+"""A test bed for benchmarks: a shaped link between two network namespaces, and a slow device; needs root."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PERIOD_MICROSECONDS, _LEAST_QUOTA_MICROSECONDS = 5000, 1000  # the kernel takes
 
 
 class Link:
-    """A link between a device's namespace and a server's, unshaped until told otherwise.
+    """A link between a device's namespace and a server's, unshaped until `shape` is called.
 
     Attributes:
         device: Name of the device's namespace.
@@ -53,7 +53,7 @@ class Link:
             )
 
     def sent_bytes(self) -> int:
-        """Bytes that the device has sent so far, headers and all; call it from the device's namespace."""
+        """Bytes that the device has sent so far, headers included; call it from the device's namespace."""
         fields = Path("/proc/net/dev").read_text(encoding="utf-8").split(f"{self._ends[self.device]}:")[1].split()
         return int(fields[8])
 
@@ -78,13 +78,13 @@ class Link:
             _run("ip", "-n", namespace, "link", "set", self._ends[namespace], "up")
 
     def _remove(self) -> None:
-        for namespace in self._ends:  # the veth pair goes with them
+        for namespace in self._ends:  # deletes the veth pair, too
             subprocess.run(["ip", "netns", "delete", namespace], check=False, stderr=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
 def link() -> Iterator[Link]:
-    """A link, removed with the block, also when that is interrupted."""
+    """Makes a link, and removes it at the end of the block, also after an interruption."""
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
         sys.exit(
             "this benchmark makes network namespaces and shapes traffic: it needs root, and 'ip' and 'tc' (iproute2)"
@@ -106,7 +106,7 @@ def _run(*command: str) -> None:
 class SlowDevice:
     """A group of processes that share a part of one core, by a quota of the kernel's CPU controller, version 1 or 2.
 
-    It works over periods of 5 ms or a little more: a slower processor, and one whose time comes in slices.
+    The quota holds for periods of 5 ms or a little more: the device computes for a part of each, then pauses.
     """
 
     def __init__(self, share: float) -> None:
@@ -128,18 +128,18 @@ class SlowDevice:
         (self._folder / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
 
     def release(self, pid: int) -> None:
-        """Moves a process out of the group: children begin in it."""
+        """Moves a process out of the group; child processes start inside it."""
         (self._home / "cgroup.procs").write_text(str(pid), encoding="utf-8")
 
     def close(self) -> None:
-        """Moves this process out, and ends the group."""
+        """Moves this process out of the group, and removes the group."""
         self.release(os.getpid())
         self._folder.rmdir()
 
 
 @contextlib.contextmanager
 def slow_device(share: float) -> Iterator[SlowDevice | None]:
-    """Gives this process a share of one core within the block; all of it when the share is 1; else needs root."""
+    """Gives this process a share of one core within the block. A share of 1 changes nothing; less needs root."""
     if share >= 1:
         yield None
         return

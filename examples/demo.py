@@ -1,7 +1,7 @@
 """Shows LoADPart at work: an edge server on this machine, and six networks on a photograph.
 
-Each network classifies the photograph locally, offloaded, split in the middle, and by the load-aware policy; the table
-says which plan was run, where the time went, and whether all outputs are the same to the last bit.
+Each network classifies the photograph locally, offloaded, split in the middle, and with the load-aware policy. The
+table shows which plan was run, how long each phase took, and whether the outputs equal the local ones bit for bit.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def middle_cut(graph: Graph) -> int:
 
 
 def run(client: OffloadClient, image: Array) -> tuple[Result, dict[str, float]]:
-    """Infers a few times; gives the last result and the median of each phase in milliseconds."""
+    """Infers a few times; returns the last result and the median of each phase in milliseconds."""
     client.wait_ready()
     client.infer(image)
     results = [client.infer(image) for _ in range(REPEATS)]

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Daemons, workers and command lines that tests start find the toy engine as a user's plugin is found.
+# Daemons, workers and command lines that tests start load the toy engine as a plugin, as a user would.
 os.environ["LOADPART_PLUGINS"] = "tests.toy"
 os.environ["PYTHONPATH"] = str(ROOT)
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_measurements(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests see a machine that was never measured, whatever the user's own folder has."""
+    """Hides the user's own measurements, so that tests run as on a machine that was never calibrated."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache-home"))
 
 
@@ -50,7 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every network of `tests.networks`; a process of its own writes it, which then takes its memory."""
+    """A folder with every network of `tests.networks`; written in a process of its own, to free its memory after."""
     folder = tmp_path_factory.mktemp("exported")
     subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.networks", folder], check=True, cwd=ROOT)
     return folder
@@ -62,3 +62,9 @@ def mindspore_server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = store_of(exported, tmp_path_factory.mktemp("mindspore-store"))
     with daemon("--store", str(folder), "--threads", "1") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def mindspore_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for fetched MindSpore models."""
+    return tmp_path_factory.mktemp("mindspore-cache")

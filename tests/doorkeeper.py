@@ -1,4 +1,4 @@
-"""A server between a device and a daemon that passes every call on, or refuses it as the test says."""
+"""A server between a device and a daemon that forwards every call, or refuses it if the test demands that."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _OPTIONS = channel_options(64 << 20)
 
 
 class Doorkeeper(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Passes bytes on without reading them.
+    """Forwards messages as bytes, without parsing them.
 
     Attributes:
-        target: Where it listens.
+        target: Address where it listens.
         refusals: Status and trailing metadata by method name; such calls are refused.
         calls: Names of the methods that were called, in order.
     """

@@ -19,12 +19,12 @@ CANARY = Preparation("digest", PlanKey(0, "raw"))
 
 
 def job(number: int = 0) -> Job:
-    """A job that is told apart from others by its one byte."""
+    """A job whose data is one byte, by which tests identify it."""
     return Job("digest", PlanKey(0, "raw"), 1, (EncodedTensor(np.dtype("uint8"), (1,), memoryview(bytes([number]))),))
 
 
 class FakeWorker:
-    """A worker that answers when the test says so; it builds tails at once."""
+    """A worker that answers when the test calls `finish`; it builds tails immediately."""
 
     def __init__(self, seat: int, host: str, capacity: int) -> None:
         self.host, self.capacity, self.label = host, capacity, f"{host}-{seat}"
@@ -44,12 +44,12 @@ class FakeWorker:
         asyncio.get_running_loop().call_soon(on_prepared, Prepared(0.02, 1000))
 
     def finish(self, answer: Outcome | OffloadError | None = None) -> None:
-        """Answers the job that it has had longest; with the job's own bytes unless an answer is given."""
+        """Answers its oldest job; with the job's own bytes unless an answer is given."""
         done, on_outcome = self.running.pop(0)
         on_outcome(answer or Outcome(bytes(done.tensors[0].data), 0.01, 0.0))
 
     def die(self) -> None:
-        """Is gone, with what it had."""
+        """Ends the worker; its jobs are lost."""
         self.lost.set_result(None)
 
     async def close(self) -> None:

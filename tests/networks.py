@@ -1,4 +1,4 @@
-"""Small networks that the tests export themselves: what the zoo does not have."""
+"""Small networks that the tests export themselves, with features that the zoo's networks lack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mindspore import nn, ops  # noqa: E402
 
 
 class Tiny(nn.Cell):  # type: ignore[misc]
-    """An image network with a branch: two tensors are live between its arms."""
+    """An image network with a branch: two tensors cross a cut between its arms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Tiny(nn.Cell):  # type: ignore[misc]
 
 
 class TwoInTwoOut(nn.Cell):  # type: ignore[misc]
-    """Two inputs, three outputs, one of them from the middle, and an operator that gives a tuple."""
+    """Two inputs, three outputs (one from the middle of the network), and an operator that returns a tuple."""
 
     def construct(self, a, b):
         x = ops.relu(a)
@@ -45,14 +45,14 @@ class TwoInTwoOut(nn.Cell):  # type: ignore[misc]
 
 
 class SplitOutput(nn.Cell):  # type: ignore[misc]
-    """Gives a tuple as it comes from an operator."""
+    """Returns the tuple of an operator unchanged."""
 
     def construct(self, a):
         return ops.split(ops.relu(a), 2, axis=1)
 
 
 class InPlace(nn.Cell):  # type: ignore[misc]
-    """Adds in place: memory that two layers share."""
+    """Adds in place, so that two layers share memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class InPlace(nn.Cell):  # type: ignore[misc]
 
 
 class ControlFlow(nn.Cell):  # type: ignore[misc]
-    """Takes one of two ways, by its input."""
+    """Has a branch of control flow that depends on its input."""
 
     def construct(self, a):
         if a.sum() > 0:
@@ -74,7 +74,7 @@ class ControlFlow(nn.Cell):  # type: ignore[misc]
 
 
 class Counting(nn.Cell):  # type: ignore[misc]
-    """Keeps a state: writes a weight."""
+    """Keeps a state, by writing to a weight."""
 
     def __init__(self) -> None:
         super().__init__()

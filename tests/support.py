@@ -1,12 +1,16 @@
-"""What several tests need."""
+"""Functions and classes that several test modules use."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import grpc
 import numpy as np
@@ -31,7 +35,7 @@ RAW = CODECS["raw"]
 
 
 def store_of(exported: Path, target: Path, *names: str) -> Path:
-    """Copies exported networks into a model store; all that can be served, unless names are given."""
+    """Copies exported networks into a model store; without names, all that can be served."""
     from tests.networks import SERVABLE
 
     for name in names or SERVABLE:
@@ -46,8 +50,28 @@ def inputs_for(graph: Graph, batch: int = 1, seed: int = 0) -> list[Array]:
 
 
 def run_program(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command line of the project to its end."""
+    """Runs a command line of the project to its end, in a process of its own."""
     return subprocess.run([BIN / program, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def run_here(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command line of the project to its end in this process, which saves a second of imports."""
+    from loadpart_device.cli import main as device
+    from loadpart_edge.__main__ import main as edge
+
+    out, errors = io.StringIO(), io.StringIO()
+    command = [program, *map(str, arguments)]
+    with (
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            {"loadpart-device": device, "loadpart-edge": edge}[program]()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
 
 
 def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
@@ -60,14 +84,14 @@ def eventually(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
 
 
 def rests(reading: Callable[[], float], seconds: float = 0.3) -> bool:
-    """Whether a reading stays the same for a while: that nothing happens is seen only by looking on."""
+    """Whether a reading stays the same for `seconds`; only waiting can show that nothing happens."""
     before = reading()
     time.sleep(seconds)
     return reading() == before
 
 
 class Clock:
-    """A clock that goes when it is told to, in seconds."""
+    """A clock in seconds whose time the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -77,7 +101,7 @@ class Clock:
 
 
 class RawClient:
-    """Speaks the protocol without the SDK, as a stranger would."""
+    """A client that uses the protocol without the SDK, as other software would."""
 
     def __init__(self, target: str) -> None:
         self.channel = grpc.insecure_channel(target, options=channel_options(64 << 20))
@@ -93,7 +117,7 @@ class RawClient:
         return self.channel.unary_unary(METHODS[method].path)(data, timeout=timeout)
 
     def infer(self, arrays: list[Array], **fields: object) -> list[Array]:
-        """Has a tail run; raises what the SDK would."""
+        """Runs a tail on the server; raises the same errors as the SDK."""
         message = offload_pb2.InferRequest(**({"codec": "raw"} | fields))  # type: ignore[arg-type]
         return self.infer_bytes(with_tensors(message, arrays, RAW))
 
@@ -117,7 +141,7 @@ class RawClient:
 
 
 def metric(url: str, name: str, **labels: str) -> float:
-    """The value of a metric with at least these labels; the sum where there are several."""
+    """The value of a metric with at least these labels; if several match, their sum."""
     with urllib.request.urlopen(url, timeout=10) as response:
         families = text_string_to_metric_families(response.read().decode())
     samples = [sample for family in families for sample in family.samples]

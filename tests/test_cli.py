@@ -1,4 +1,4 @@
-"""The command lines and the packages, as a user meets them."""
+"""The command lines and the packages, as a user sees them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from loadpart_common.errors import InputError
 from loadpart_common.tensors import TensorSpec
 from loadpart_device.images import load_images
-from tests.support import run_program
+from tests.support import run_here, run_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
-    """A picture with structure, of an unusual shape."""
+    """A picture that is not uniform, of an unusual shape."""
     across, down = np.meshgrid(np.arange(90), np.arange(60))
     pixels = np.stack([across * 2, down * 4, (across * down) % 256], axis=-1).astype(np.uint8)
     path = tmp_path / "photograph.png"
@@ -34,7 +34,7 @@ def photograph(tmp_path: Path) -> Path:
 
 
 def device(command: str, server: Daemon, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_program(
+    return run_here(
         "loadpart-device", command, "--server", server.target, "--model", "tiny", "--cache", str(cache),
         "--threads", "1", *arguments,
     )  # fmt: skip
@@ -102,7 +102,7 @@ def test_settings_come_from_flags_then_environment_then_file(
     base = ("loadpart-device", "infer", "--image", str(photograph), "--config", str(config), "--json")
 
     def plan(*arguments: str) -> str:
-        ended = run_program(*base, *arguments)
+        ended = run_here(*base, *arguments)
         assert ended.returncode == 0, ended.stderr
         return str(json.loads(ended.stdout)["plan"]["reason"])
 
@@ -111,7 +111,7 @@ def test_settings_come_from_flags_then_environment_then_file(
     assert plan() == "policy local"
     assert plan("--policy", "2") == "policy cut 2"
     config.write_text("colour = 3\n")
-    ended = run_program(*base)
+    ended = run_here(*base)
     assert ended.returncode == 1
     assert "unknown setting 'colour'" in ended.stderr
 
@@ -122,11 +122,11 @@ def test_help_teaches(program: str) -> None:
     assert ended.returncode == 0
     command = "serve" if program == "loadpart-edge" else "infer"
     assert command in ended.stdout
-    assert "--" in run_program(program, command, "--help").stdout
+    assert "--" in run_here(program, command, "--help").stdout
 
 
 def test_models_are_listed(store: Path) -> None:
-    ended = run_program("loadpart-edge", "models", "--store", str(store))
+    ended = run_here("loadpart-edge", "models", "--store", str(store))
     assert ended.returncode == 0
     assert "tiny" in ended.stdout
 
@@ -214,22 +214,22 @@ def test_decisions_are_logged_and_made_again(server: Daemon, cache: Path, photog
     assert ended.returncode == 0, ended.stderr
     cuts = [json.loads(line)["plan"]["cut"] for line in ended.stdout.splitlines()]
     assert [json.loads(line)["chosen"][1][0] for line in log.read_text().splitlines()] == cuts
-    ended = run_program("loadpart-device", "replay", str(log))
+    ended = run_here("loadpart-device", "replay", str(log))
     assert ended.returncode == 0, ended.stderr
     assert "5 decisions; made again from what was known, 5 are the same" in ended.stdout
-    ended = run_program("loadpart-device", "replay", str(log), "--policy", "bandwidth-only", "--json")
+    ended = run_here("loadpart-device", "replay", str(log), "--policy", "bandwidth-only", "--json")
     assert sum(json.loads(line)["again"] for line in ended.stdout.splitlines()) == 5
-    ended = run_program("loadpart-device", "replay", str(log), "--policy", "local")
+    ended = run_here("loadpart-device", "replay", str(log), "--policy", "local")
     assert "policy: expected one of load-aware" in ended.stderr
     log.write_text(log.read_text() + "{}\n")
-    ended = run_program("loadpart-device", "replay", str(log))
+    ended = run_here("loadpart-device", "replay", str(log))
     assert ended.returncode == 1
     assert "line 6: expected a decision of format 2" in ended.stderr
 
 
 def test_the_latency_model_in_use_is_shown(tmp_path: Path) -> None:
     for program in ("loadpart-device", "loadpart-edge"):
-        ended = run_program(program, "calibrate", "--show", "--threads", "1", "--latency-folder", str(tmp_path))
+        ended = run_here(program, "calibrate", "--show", "--threads", "1", "--latency-folder", str(tmp_path))
         assert ended.returncode == 0, ended.stderr
         assert "grouped" in ended.stdout
         assert "shipped with the software" in ended.stdout
@@ -242,13 +242,13 @@ def test_a_profile_is_measured_and_kept(server: Daemon, cache: Path, store: Path
         ("loadpart-device", "profile", *device),
         ("loadpart-edge", "profile", "tiny", "--store", str(store)),
     ):
-        ended = run_program(*command, *folder)
+        ended = run_here(*command, *folder)
         assert ended.returncode == 0, ended.stderr
         assert "after layer" in ended.stdout
         (kept,) = tmp_path.glob("*.json")
         assert kept.name in ended.stdout.replace("\n", "")
         kept.write_text("{")
-        ended = run_program("loadpart-device", "plan", *device, "--bandwidth", "8", *folder)
+        ended = run_here("loadpart-device", "plan", *device, "--bandwidth", "8", *folder)
         assert ended.returncode == 1
         assert "is not a profile" in ended.stderr
         kept.unlink()

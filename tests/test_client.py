@@ -101,8 +101,8 @@ def test_a_changed_network_is_measured_anew(connect: Any) -> None:
         before = client.link
         client.network_changed()
         reading = client.link
-        assert reading is None or reading != before, "what was known is not used any more"
-        assert client.wait_ready(), "and not only after the pause between probes"
+        assert reading is None or reading != before, "the old estimate is no longer used"
+        assert client.wait_ready(), "the probes are sent without waiting for the usual pause"
         assert client.link is not None
         assert client.infer(*inputs_for(client.graph)).plan.predicted_seconds is not None
 

@@ -1,4 +1,4 @@
-"""The comparison's grid, figures and report; that it measures is for the benchmark itself to show."""
+"""The comparison's grid, figures and report; the measuring itself is only tested by running the benchmark."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_balanced_grid_is_balanced() -> None:
         assert len(set(Counter(values).values())) == 1, Counter(values)
     for attribute in ("network", "megabits"):
         pairs = Counter((getattr(each, attribute), each.load.level) for each in conditions)
-        assert set(pairs.values()) == {1}, "each bandwidth and network meets a level at most once"
+        assert set(pairs.values()) == {1}, "no bandwidth and no network occurs twice with the same level"
         slow = Counter((getattr(each, attribute), each.slow_down) for each in conditions)
         assert max(slow.values()) - min(slow.values()) <= 1
 
@@ -87,7 +87,7 @@ def test_traces_are_in_order_and_within_bounds(trace: traces.Trace) -> None:
     assert times == sorted(times)
     assert times[-1] < trace.seconds
     assert all(1 <= megabits <= 64 for _, megabits, _ in trace.world)
-    assert trace in (*traces.full(), *traces.quick()), "the same each time"
+    assert trace in (*traces.full(), *traces.quick()), "a trace is the same each time it is made"
 
 
 def test_results_are_read_as_written_and_a_cut_line_is_passed_over(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_results_are_read_as_written_and_a_cut_line_is_passed_over(tmp_path: Pat
     traced = Traced(
         "steps", "squeezenet", WHOLE, 4.0, [(0.0, 8.0, IDLE)], [Moment(1.0, "local", *samples([0.5], WHOLE))]
     )
-    for number in range(2):  # as when it is stopped and goes on
+    for number in range(2):  # as when the benchmark is stopped and resumed
         writer = Writer(path)
         writer.how(machine="one", part=number)
         writer.measured(replace(measured(), device_factor=4.0 + number))
@@ -106,7 +106,7 @@ def test_results_are_read_as_written_and_a_cut_line_is_passed_over(tmp_path: Pat
     results = read(path)
     Writer(path).close()
     assert read(path) == results
-    assert path.read_text(encoding="utf-8").endswith("\n"), "what is added now begins a line of its own"
+    assert path.read_text(encoding="utf-8").endswith("\n"), "the next record starts on a new line"
     assert results.how == {"machine": "one", "part": 1}
     assert [each.device_factor for each in results.measured] == [4.0, 5.0]
     assert results.traced == [traced, traced]
@@ -131,7 +131,7 @@ def test_figures() -> None:
     decided = analysis.by_decision(each)
     assert analysis.oracle(decided) == analysis.oracle(each) == "local"
     assert analysis.regret(each) == pytest.approx(0.1)
-    assert analysis.regret(decided) == 0.0, "it took the best cut"
+    assert analysis.regret(decided) == 0.0, "load-aware took the best cut"
     assert analysis.reduction(each, "bandwidth-only") == pytest.approx(1 - 0.11 / 0.4)
     here, there = (0.1 + 0.11) / 2, (0.4 + 0.4 + 0.2) / 3
     assert analysis.reduction(decided, "bandwidth-only") == pytest.approx(1 - here / there)
@@ -168,7 +168,10 @@ def test_losses_are_told_with_a_reason() -> None:
 
 
 def phase(start: float, local: float, offload: float, taken: Sequence[tuple[int, float]]) -> list[Moment]:
-    """Moments of a phase: each inference of load-aware's with the cut that it took, and the rate that it knew."""
+    """Moments of a phase of a trace.
+
+    `taken` has, for each inference of load-aware, the cut that it took and its estimate of the rate.
+    """
     moments = []
     for number, (cut, megabits) in enumerate(taken):
         at = start + number
@@ -189,14 +192,14 @@ def test_a_change_counts_from_when_it_could_be_known() -> None:
         *phase(25, 0.2, 0.5, [(0, 32.0), (0, 32.0), (0, 32.0), (WHOLE, 32.0)]),
     ]
     fall, rise, load = analysis.adaptations(Traced("steps", "squeezenet", WHOLE, 4.0, world, moments))
-    assert (fall.blind, fall.best, fall.second) == (1, "local", 1.0), "its first transfer told"
+    assert (fall.blind, fall.best, fall.second) == (1, "local", 1.0), "its first transfer revealed the change"
     assert fall.costs[:3] == [2.0, 2.0, 1.0]
-    assert (rise.blind, rise.best, rise.second) == (4, "offload", 1.0), "alone, it had to wait for a probe"
-    assert (load.blind, load.second) == (1, 2.5), "and here it was late"
+    assert (rise.blind, rise.best, rise.second) == (4, "offload", 1.0), "computing locally, it had to wait for a probe"
+    assert (load.blind, load.second) == (1, 2.5), "here it adapted late"
 
 
 def answered(server: Daemon) -> float:
-    """How many requests a server has answered well."""
+    """Number of requests that a server has answered without an error."""
     return metric(server.metrics, "loadpart_edge_requests_total", code="OK")
 
 
@@ -220,7 +223,7 @@ def test_other_devices_ask_as_often_as_told_and_fail_aloud(store: Path) -> None:
         others.stdin.flush()
         eventually(lambda: answered(own) > before, "and come again")
     _, errors = others.communicate(timeout=60)
-    assert others.returncode == 1, "the server has gone"
+    assert others.returncode == 1, "the process must fail when the server is gone"
     assert "UnavailableError" in errors
 
 
@@ -228,7 +231,7 @@ def test_other_devices_ask_as_often_as_told_and_fail_aloud(store: Path) -> None:
 def test_other_devices_begin_as_they_are_in_the_long_run(level: float, busy: float) -> None:
     tails = [0.01, 0.01, 0.02, 0.02, 0.1, 0.1]
     found = [first_frames(level / sum(tails), tails, f"{seed}") for seed in range(400)]
-    share = sum(min(each) == 0.0 for each in found) / len(found)  # whose first frame waits or is in work
+    share = sum(min(each) == 0.0 for each in found) / len(found)  # trials in which a device starts with a queued frame
     assert share == pytest.approx(busy, abs=0.06)
     assert first_frames(0.0, tails, "0") == [math.inf] * len(tails)
     assert first_frames(level, tails, "0") == first_frames(level, tails, "0")
@@ -253,12 +256,12 @@ def test_an_outside_process_takes_the_share_it_is_told() -> None:
         eventually(lambda: taken() > before + 0.6, "it goes on")
         share = (taken() - before) / (time.monotonic() - started)
         rival.kill()
-    assert share == pytest.approx(0.3, rel=0.3), "though someone else wants that core"
+    assert share == pytest.approx(0.3, rel=0.3), "it gets its share although another process uses that core"
     assert watched.cpu_affinity() == [core]
     process.stdin.write("0\n")
     process.stdin.flush()
     eventually(lambda: rests(taken), "it rests")
-    process.communicate(timeout=60)  # ends with its input
+    process.communicate(timeout=60)  # it ends when its input is closed
     assert process.returncode == 0
 
 
@@ -284,4 +287,4 @@ def test_the_report_is_written_from_the_results(tmp_path: Path) -> None:
         assert (tmp_path / report.FOLDER / f"{picture}.svg").read_text(encoding="utf-8").count("<path") > 20
     before = {path.name: path.read_bytes() for path in (tmp_path / report.FOLDER).iterdir()}
     report.write(tmp_path)
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / report.FOLDER).iterdir()}, "drawn the same"
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / report.FOLDER).iterdir()}, "it changed"

@@ -49,14 +49,14 @@ def inputs_of(local: LocalRuntime) -> dict[Value, Any]:
 
 def test_heads_are_built_in_the_background_and_timed(runtime: LocalRuntime) -> None:
     plan, before = plan_at(runtime.graph, 3), runtime.head_seconds[3]
-    assert runtime.is_ready(plan_at(runtime.graph, 0)), "there is no head to build"
+    assert runtime.is_ready(plan_at(runtime.graph, 0)), "cut 0 has no head to build"
     assert not runtime.is_ready(plan)
     runtime.build([plan, local_plan(runtime.graph)])
     runtime.wait_built()
     assert runtime.is_ready(plan)
     assert runtime.is_ready(local_plan(runtime.graph))
     assert runtime.is_quiet
-    assert runtime.head_seconds[3] != before, "its measured time has taken the predicted one's place"
+    assert runtime.head_seconds[3] != before, "the measured time replaces the predicted one"
     assert runtime.modelled_head_seconds[3] == before
 
 
@@ -127,7 +127,7 @@ def test_a_fetched_model_is_found_by_its_digest(stored: StoredModel, tmp_path: P
     assert models.find("tiny", hashlib.sha256(b"other").hexdigest()) is None
     assert models.find_or_raise("tiny", UnavailableError("gone")) == fetched
     fetched.path.write_bytes(data[:50])
-    assert models.find("tiny") is None, "it is damaged"
+    assert models.find("tiny") is None, "the cached file is damaged"
 
 
 def test_what_does_not_match_its_digest_is_refused(stored: StoredModel, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_offer_is_of_the_devices_own_file() -> None:
     assert offer.ready_plans == {PlanKey(1, "raw")}
     assert Offer.of(None, "mine", 2) is None
     assert Offer.of(info, "another", 2) is None
-    assert Offer.of(info, "mine", 3) is None, "it has other layers"
+    assert Offer.of(info, "mine", 3) is None, "the number of layers differs"
 
 
 # The budget of probes.
@@ -178,8 +178,8 @@ def test_all_probes_are_paid_from_one_budget() -> None:
     clock = Clock()
     budget = ProbeBudget(clock)
     assert budget.pay(0.08) == pytest.approx(0.08 / SHARE)
-    assert budget.pay(0.08) == pytest.approx(0.16 / SHARE), "of another server"
+    assert budget.pay(0.08) == pytest.approx(0.16 / SHARE), "probes of all servers share the budget"
     clock.now += 0.16 / SHARE
     assert budget.pay(0.0) == pytest.approx(0)
     clock.now += 1000
-    assert budget.pay(0.08) == pytest.approx(0.08 / SHARE - 60), "at most a minute is made up for"
+    assert budget.pay(0.08) == pytest.approx(0.08 / SHARE - 60), "at most a minute of unused budget is saved"

@@ -1,4 +1,4 @@
-"""What stands around any engine: the segment cache, the executor, the registries."""
+"""The parts that all engines share: the segment cache, the executor, the registries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.engines.timing import idle_seconds
 from loadpart_common.errors import ModelError, SettingsError
 from loadpart_common.formats.registry import FORMATS, format_of
-from tests.support import inputs_for
+from tests.support import eventually, inputs_for
 from tests.toy import ToyEngine
 from tests.toy_networks import write
 
@@ -25,7 +25,7 @@ MEMORY = 1 << 20
 
 
 class OneThreadEngine(ToyEngine):
-    """A toy engine that may be used by its own thread only, and checks it."""
+    """A toy engine that checks that only one thread uses it."""
 
     name = "one-thread"
     needs_own_thread = threads_fixed_for_process = True
@@ -41,7 +41,7 @@ def test_a_file_that_is_loaded_twice_is_in_memory_once(tmp_path: Path) -> None:
     assert second is first
     cache.segment(first, first.graph.tail(0), 1)
     cache.unload(first)
-    assert cache.is_compiled(second, second.graph.tail(0), 1), "the other user still has it"
+    assert cache.is_compiled(second, second.graph.tail(0), 1), "the second user still needs the segment"
     cache.unload(second)
     assert not cache.is_compiled(second, second.graph.tail(0), 1)
     assert cache.load(path, "toy") is not second
@@ -81,13 +81,18 @@ def test_an_engine_with_a_thread_of_its_own_is_used_there_only() -> None:
 def test_urgent_calls_go_before_background_work() -> None:
     executor = EngineExecutor.acquire(OneThreadEngine, threads=1, memory_limit_bytes=MEMORY)
     order: list[str] = []
-    hold = threading.Event()
-    first = executor.submit(lambda _: hold.wait(5))
+    begun, hold = threading.Event(), threading.Event()
+
+    def occupy(_: SegmentCache) -> bool:
+        begun.set()
+        return hold.wait(5)
+
+    first = executor.submit(occupy)
+    assert begun.wait(5)
     later = executor.submit(lambda _: order.append("background"))
     urgent = threading.Thread(target=lambda: executor.run(lambda _: order.append("urgent")))
     urgent.start()
-    while executor._calls.qsize() < 2:
-        pass
+    eventually(lambda: executor._calls.qsize() == 2, "both wait")
     hold.set()
     assert first.result(5)
     later.result(5)

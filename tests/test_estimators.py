@@ -1,4 +1,4 @@
-"""The estimators of link and load, by themselves: clocks and readings are given."""
+"""The estimators of link and load, on clocks and readings that the tests provide."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import Clock
 
 
 class Shaper:
-    """A token bucket, as `tc tbf` is one, with a round trip and noise; timed by a clock of its own."""
+    """Simulates a token bucket like `tc tbf`, with a round trip and noise, on a simulated clock."""
 
     def __init__(self, clock: Clock, rate: float, burst: int = 32 << 10, noise: float = 0.0) -> None:
         self.clock, self.rate, self.burst, self.noise = clock, rate, burst, noise
@@ -40,7 +40,7 @@ RATES = [megabits * 1e6 / 8 for megabits in (1, 8, 64, 200)]
 
 
 def probed(shaper: Shaper) -> LinkEstimator:
-    """An estimator after the first probes: small ones, and a pair."""
+    """An estimator that has read the first probes: small ones, and a pair of large ones."""
     link = LinkEstimator(shaper.clock)
     for _ in range(3):
         link.record(0, 0, shaper.send(0))
@@ -56,7 +56,7 @@ def rate_of(link: LinkEstimator) -> float:
 def test_a_link_is_unknown_until_round_trip_and_bandwidth_are_read() -> None:
     link = LinkEstimator(Clock())
     assert link.reading is None
-    link.record(MEASURABLE_BYTES * 10, 0, 1.0)  # without a round trip this tells nothing
+    link.record(MEASURABLE_BYTES * 10, 0, 1.0)  # gives no bandwidth without a round trip
     assert link.reading is None
     link.record(0, 0, 0.010)
     assert link.reading is None
@@ -144,13 +144,13 @@ def test_what_a_bucket_lets_through_tells_nothing(rate: float) -> None:
         shaper.clock.now += 5
         link.record(36_864, 4_000, shaper.send(36_864) + 0.005)  # 4 kB more than the bucket holds
     assert rate_of(link) == before
-    assert link.age_seconds > 5, "so that it is probed"
+    assert link.age_seconds > 5, "the estimate stays old, so that the link is probed"
 
 
 def test_one_slow_reading_counts_as_its_bytes_do() -> None:
     shaper = Shaper(Clock(), 25e6)
     link = probed(shaper)
-    link.record(40_000, 0, shaper.send(40_000) + 0.001)  # 1.6 ms, and one of delay
+    link.record(40_000, 0, shaper.send(40_000) + 0.001)  # 1.6 ms of transfer and 1 ms of delay
     assert rate_of(link) == pytest.approx(25e6, rel=0.03)
 
 
@@ -160,7 +160,7 @@ def test_what_requests_take_beyond_their_bytes_is_no_bandwidth(rate: float) -> N
     link = probed(shaper)
     for _ in range(8):
         shaper.clock.now += 1
-        link.record(150_000, 0, shaper.send(150_000) + 0.0015)  # 6 or 15 ms, and 1.5 that a probe does not take
+        link.record(150_000, 0, shaper.send(150_000) + 0.0015)  # 1.5 ms that a probe does not take
         assert rate_of(link) == pytest.approx(rate, rel=0.1)
     assert rate_of(link) == pytest.approx(rate, rel=0.04)
     assert link.reading is not None
@@ -204,7 +204,7 @@ def test_up_and_down_are_apart() -> None:
     clock = Clock()
     link = probed(Shaper(clock, 1e6))
     assert link.reading is not None
-    assert link.reading.down_seconds_per_byte == link.reading.seconds_per_byte  # as long as it is not known
+    assert link.reading.down_seconds_per_byte == link.reading.seconds_per_byte  # while the downlink is unknown
     down = Shaper(clock, 4e6)
     link.record_pair((65536, down.send(65536)), (262144, down.send(262144)), down=True)
     assert rate_of(link) == pytest.approx(1e6, rel=0.1)
@@ -233,8 +233,8 @@ def test_slow_down_is_the_median_of_the_latest_and_falls_back() -> None:
         slow_down.record(0.1, 0.1 * ratio)
     assert slow_down.value == pytest.approx(3)
     clock.now += 2
-    assert slow_down.value == pytest.approx(3)  # nothing newer is known
-    for _ in range(2):  # of a canary
+    assert slow_down.value == pytest.approx(3)  # there are no newer readings
+    for _ in range(2):  # readings of a canary
         slow_down.record(0.02, 0.02)
     assert slow_down.value == pytest.approx(1)
     slow_down.record(0.1, 0.9)
@@ -243,20 +243,20 @@ def test_slow_down_is_the_median_of_the_latest_and_falls_back() -> None:
     slow_down.record(0.1, 0.4)
     assert slow_down.value == pytest.approx(4)
     clock.now += 11
-    assert slow_down.value == 1, "without readings it is tried again"
+    assert slow_down.value == 1, "after ten seconds without readings it returns to 1"
 
 
 def test_mean_backlog_is_a_mean_over_time() -> None:
     clock = Clock()
     backlog = Backlog(clock)
-    for _ in range(1000):  # a job of 20 ms every 40 ms: the backlog falls from 20 ms to 0, and is 0 as long
+    for _ in range(1000):  # a job of 20 ms every 40 ms: the backlog falls from 20 ms to 0, then stays 0 for 20 ms
         backlog.changed(0.02, 1.0)
         clock.now += 0.02
         backlog.changed(0.0, 0.0)
         clock.now += 0.02
     assert backlog.mean_seconds == pytest.approx(0.005, rel=0.15)
-    assert backlog.externality_seconds == pytest.approx(0.005, rel=0.1)  # half of the time it is idle
-    clock.now += 1e7  # a quiet season
+    assert backlog.externality_seconds == pytest.approx(0.005, rel=0.1)  # it is idle half of the time
+    clock.now += 1e7  # a long time without jobs
     assert backlog.mean_seconds == backlog.externality_seconds == 0
     backlog.changed(1e3, 1.0)
     clock.now += 1e7

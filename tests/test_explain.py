@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadpart_common.latency.curves import Curves
@@ -50,6 +50,7 @@ loads = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 1000), links, loads, st.floats(1, 20))
 def test_the_plan_that_is_explained_is_the_one_that_is_taken(
     seed: int, link: LinkReading, load: ServerLoad, device_slow_down: float

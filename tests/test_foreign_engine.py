@@ -1,4 +1,4 @@
-"""A format and an engine that the project has never seen, served by a real daemon, without MindSpore in any process."""
+"""A format and an engine from a plugin, served by a real daemon, without MindSpore in any process."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_cut_is_exact_and_mindspore_is_nowhere(server: Daemon, cache: Path
     daemon = psutil.Process(server.process.pid)
     for process in (daemon, *daemon.children(recursive=True)):
         assert "mindspore" not in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
-    assert len(daemon.children()) == 1, "there is a worker"
+    assert len(daemon.children()) == 1, "the daemon has one worker"
 
 
 def test_the_server_names_format_and_engine(server: Daemon) -> None:
@@ -67,7 +67,7 @@ def test_a_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     if ended.returncode == 0:
-        assert "no models in" in ended.stdout, "an empty store needs no format"
+        assert "no models in" in ended.stdout, "an empty store can be listed without any format"
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x.toy").write_text("{}")
     ended = subprocess.run(

@@ -14,7 +14,7 @@ from loadpart_common.tensors import BATCH, TensorSpec
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
-    """Random networks: every layer takes some of what is there before it, and the last ones are outputs."""
+    """Random networks: every layer takes some of the values before it, and the last values are the outputs."""
     inputs = tuple(
         TensorSpec(f"input{i}", "float32", (BATCH, draw(st.integers(1, 4)))) for i in range(draw(st.integers(1, 3)))
     )
@@ -42,11 +42,11 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 
 def run(graph: Graph, first: int, stop: int, values: set[Value]) -> set[Value]:
-    """Runs layers on sets of values: fails when one of them lacks what it takes."""
+    """Simulates running layers on a set of values; fails when an input of a layer is missing."""
     values = set(values)
     for index in range(first, stop):
         layer = graph.layers[index]
-        assert set(layer.inputs) <= values, f"layer {index} lacks what it takes"
+        assert set(layer.inputs) <= values, f"layer {index} lacks an input"
         values |= {Value(index, k) for k in range(len(layer.outputs))}
     return values
 

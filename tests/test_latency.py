@@ -54,7 +54,7 @@ def test_spread_cuts_share_the_seconds_out() -> None:
 
 
 def test_what_costs_made_is_found_again() -> None:
-    """Samples made from known costs, one in ten of them disturbed, give these costs."""
+    """A fit to samples of known costs, one in ten of which is an outlier, finds these costs again."""
     rng = np.random.default_rng(0)
     costs = {("segment", "calls"): 1e-4, ("Conv", "calls"): 1e-5, ("Conv", "flops"): 1e-11, ("Relu", "calls"): 2e-6}
     costs |= {("Relu", "input_bytes"): 1e-10, ("Relu", "output_bytes"): 2e-10}
@@ -70,7 +70,7 @@ def test_what_costs_made_is_found_again() -> None:
     model = fit(samples, "toy 1", threads=1)
     for (family, feature), cost in costs.items():
         assert model.coefficients[family][feature] == pytest.approx(cost, rel=0.05), (family, feature)
-    # What was never met is taken for the plain family that was.
+    # Families without samples get the costs of the simple family that has some.
     assert model.coefficients["other"]["input_bytes"] == pytest.approx(1e-10, rel=0.05)
 
 
@@ -84,7 +84,7 @@ def test_a_model_survives_its_file_and_foreign_files_are_refused(tmp_path: Path)
     assert measurements.profile("abc") == Profile({}, {})
     measurements.save_profile("abc", measured)
     assert measurements.profile("abc") == measured
-    assert Measurements(ToyEngine, 2, tmp_path).profile("abc") == Profile({}, {})  # of another number of threads
+    assert Measurements(ToyEngine, 2, tmp_path).profile("abc") == Profile({}, {})  # not for 2 threads
     measurements.save_model(shipped)
     if shipped.machine != machine_name():
         with pytest.raises(SettingsError, match="expected a model of"):
@@ -104,7 +104,7 @@ def test_a_model_survives_its_file_and_foreign_files_are_refused(tmp_path: Path)
 
 def test_observations_correct_slowly_and_outliers_do_not_jerk() -> None:
     anchors = Anchors()
-    assert not anchors.observe(KEY, 1.0)  # not among them
+    assert not anchors.observe(KEY, 1.0)  # there is no anchor for this key yet
     anchors.measure(KEY, 1.0)
     anchors.observe(KEY, 1.2)
     assert anchors.get(KEY) == pytest.approx(1.0, rel=0.01)
@@ -113,7 +113,7 @@ def test_observations_correct_slowly_and_outliers_do_not_jerk() -> None:
         anchors.observe(KEY, 0.9 * (1 + rng.exponential(0.05)))
     assert anchors.get(KEY) == pytest.approx(0.9, rel=0.03)
     for _ in range(10_000):
-        anchors.observe(KEY, 1.4)  # a load that lasts is not the machine
+        anchors.observe(KEY, 1.4)  # a lasting load must not count as the speed of the machine
     assert anchors.get(KEY) == pytest.approx(0.9, rel=0.03)
     for _ in range(10_000):
         anchors.observe(KEY, 1.2)
@@ -140,8 +140,9 @@ Path(sys.argv[1], "profile.json").write_text(measured.to_json())
 """
 
 
+@pytest.mark.slow
 def test_a_small_sweep_and_a_profile(exported: Path, tmp_path: Path) -> None:
-    """One network of each style is enough to tell all families that the zoo has."""
+    """One network of each style is enough to fit all families that occur in the zoo."""
     arguments = [str(tmp_path), str(exported / "tiny" / "tiny.mindir")]
     subprocess.run([sys.executable, "-W", "ignore", "-c", CALIBRATE, *arguments], check=True)
     model = LatencyModel.from_json((tmp_path / "model.json").read_text(), "model")

@@ -1,4 +1,4 @@
-"""What is special about MindSpore: its networks, its protobuf modules, its exit."""
+"""Behaviour that only MindSpore has: its networks, its protobuf modules, its exit."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from benchmarks.daemon import BIN
 
 from loadpart_device import OffloadClient
 from tests.networks import SERVABLE
@@ -21,16 +23,27 @@ if TYPE_CHECKING:
     from benchmarks.daemon import Daemon
 
 
-def run_code(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "ignore", "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Runs processes side by side, since each takes seconds to import MindSpore."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(
+            pool.map(
+                lambda command: subprocess.run(command, capture_output=True, text=True, timeout=120, check=False),
+                commands,
+            )
+        )
+
+
+def code(text: str) -> list[str]:
+    """The command that runs a program."""
+    return [sys.executable, "-X", "dev", "-W", "ignore", "-c", textwrap.dedent(text)]
 
 
 @pytest.mark.parametrize("name", SERVABLE)
-def test_every_cut_gives_what_the_device_computes_alone(mindspore_server: Daemon, cache: Path, name: str) -> None:
-    with OffloadClient(mindspore_server.target, name, threads=1, cache=cache, policy="local") as client:
+def test_every_cut_gives_what_the_device_computes_alone(
+    mindspore_server: Daemon, mindspore_cache: Path, name: str
+) -> None:
+    with OffloadClient(mindspore_server.target, name, threads=1, cache=mindspore_cache, policy="local") as client:
         inputs = inputs_for(client.graph, client.graph.smallest_batch)
         expected = client.infer(*inputs)
         assert expected.plan.location == "local"
@@ -44,38 +57,34 @@ def test_every_cut_gives_what_the_device_computes_alone(mindspore_server: Daemon
                 np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "from loadpart_device import OffloadClient; import mindspore",
-        "import mindspore; from loadpart_device import OffloadClient",
-    ],
-)
-def test_an_application_may_import_mindspore_itself(mindspore_server: Daemon, cache: Path, imports: str) -> None:
-    """Before the SDK and after it: two protobuf runtimes in a process crash the interpreter."""
-    ended = run_code(f"""
-        {imports}
+def test_an_application_may_import_mindspore_itself(mindspore_server: Daemon, mindspore_cache: Path) -> None:
+    """It may do so before or after importing the SDK; two protobuf runtimes in one process would crash it."""
+    program = f"""
         import numpy as np
-        with OffloadClient("{mindspore_server.target}", "tiny", threads=1, cache="{cache}", policy=3) as client:
+        settings = dict(threads=1, cache="{mindspore_cache}", policy=3)
+        with OffloadClient("{mindspore_server.target}", "tiny", **settings) as client:
             print(client.infer(np.zeros((1, 32, 32, 3), np.uint8)).plan.location)
         print(mindspore.ops.relu(mindspore.Tensor([-1.0, 2.0])).asnumpy().sum())
-    """)
-    assert ended.stdout == "split\n2.0\n", ended.stderr
-    assert ended.returncode == 0
+    """
+    imports = ["from loadpart_device import OffloadClient", "import mindspore"]
+    for ended in run_all(*(code("\n".join([*order, textwrap.dedent(program)])) for order in (imports, imports[::-1]))):
+        assert ended.stdout == "split\n2.0\n", ended.stderr
+        assert ended.returncode == 0
 
 
-@pytest.mark.parametrize("closing", ["client.close()", "pass", "raise SystemExit(3)"])
-def test_a_program_ends_without_a_sound(mindspore_server: Daemon, cache: Path, closing: str) -> None:
-    ended = run_code(f"""
+def test_a_program_ends_without_a_sound(mindspore_server: Daemon, mindspore_cache: Path) -> None:
+    program = f"""
         import numpy as np
         from loadpart_device import OffloadClient
-        client = OffloadClient("{mindspore_server.target}", "tiny", threads=1, cache="{cache}", policy=3)
+        client = OffloadClient("{mindspore_server.target}", "tiny", threads=1, cache="{mindspore_cache}", policy=3)
         print(client.infer(np.zeros((1, 32, 32, 3), np.uint8)).output.shape)
-        {closing}
-    """)
-    assert ended.stdout == "(1, 10)\n"
-    assert ended.stderr == ""
-    assert ended.returncode == (3 if "SystemExit" in closing else 0)
+    """
+    endings = {"client.close()": 0, "pass": 0, "raise SystemExit(3)": 3}
+    programs = [code(textwrap.dedent(program) + ending) for ending in endings]
+    for ended, returncode in zip(run_all(*programs), endings.values(), strict=True):
+        assert ended.stdout == "(1, 10)\n"
+        assert ended.stderr == ""
+        assert ended.returncode == returncode
 
 
 def test_export_writes_a_network_that_can_be_served(tmp_path: Path) -> None:
@@ -90,16 +99,14 @@ def test_export_writes_a_network_that_can_be_served(tmp_path: Path) -> None:
     assert "GFLOP" in run_program("loadpart-edge", "models", "--store", str(tmp_path / "store")).stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nothing"], "no network 'nothing' in the zoo: expected one of alexnet"),
-        (["squeezenet", "--checkpoint", "/nonexistent.ckpt"], "no checkpoint at /nonexistent.ckpt"),
-        (["squeezenet", "--checkpoint", __file__], "does not fit the network"),
-    ],
-)
-def test_export_says_what_is_wrong(tmp_path: Path, arguments: list[str], message: str) -> None:
-    ended = run_program("loadpart-edge", "export", *arguments, "--store", str(tmp_path))
-    assert ended.returncode == 1
-    assert message in ended.stderr
+def test_export_says_what_is_wrong(tmp_path: Path) -> None:
+    cases = {
+        ("nothing",): "no network 'nothing' in the zoo: expected one of alexnet",
+        ("squeezenet", "--checkpoint", "/nonexistent.ckpt"): "no checkpoint at /nonexistent.ckpt",
+        ("squeezenet", "--checkpoint", __file__): "does not fit the network",
+    }
+    export = [str(BIN / "loadpart-edge"), "export", "--store", str(tmp_path)]
+    for ended, message in zip(run_all(*([*export, *case] for case in cases)), cases.values(), strict=True):
+        assert ended.returncode == 1
+        assert message in ended.stderr
     assert list(tmp_path.iterdir()) == []

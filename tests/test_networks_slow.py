@@ -1,4 +1,4 @@
-"""The six networks of the zoo, whole: exported, served, split."""
+"""The six networks of the zoo at full size: exported, served, split."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def plans(draw: st.DrawFn) -> list[Point]:
 @settings(max_examples=60, deadline=None)
 @given(plans(), st.integers(0, 2**32 - 1))
 def test_no_weights_make_a_plan_win_that_was_not_kept(points: list[Point], seed: int) -> None:
-    """With and without bursts, for any batch."""
+    """Holds with and without bursts, and for any batch."""
     kept = Plans(winning_plans(points))
     everything = Plans(points)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What policies choose, given plans and what is known of the world."""
+"""What policies choose, given plans and the state of link, server and device."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def test_small_gains_do_not_switch() -> None:
 
 
 def test_many_devices_do_not_change_plans_at_once() -> None:
-    """400 devices that infer once a second would be eight times as much as a server can do that takes 20 ms."""
+    """If all 400 devices offloaded once a second, with tails of 20 ms, the load would be 800 %."""
     clock = Clock()
     fleet = [LoadAware(random.Random(seed), clock) for seed in range(400)]
     busy_load, idle_load = ServerLoad(100, 0, devices=400), ServerLoad(1, 0, devices=400)
     busy, idle = world(FAST_LINK, busy_load), world(FAST_LINK, idle_load)
-    assert {policy.choose(busy, 1).chosen.plan.cut for policy in fleet} == {5}  # the first plan is nobody's change
+    assert {policy.choose(busy, 1).chosen.plan.cut for policy in fleet} == {5}  # a first plan is no change
     clock.now += 1
     moved = sum(policy.choose(idle, 1).chosen.plan.cut == 0 for policy in fleet)
     assert moved == pytest.approx(50, abs=25)
@@ -99,7 +99,7 @@ def test_among_many_devices_the_waiting_of_others_counts() -> None:
     policy = make_policy("load-aware", chain(5))
     choice = policy.choose(world(FAST_LINK, crowded._replace(externality_seconds=0.05)), 1)
     assert choice.chosen.plan.cut == 0
-    assert choice.predicted_seconds == pytest.approx(0.02 + 0.001 + 0.01, rel=0.01)  # its own latency only
+    assert choice.predicted_seconds == pytest.approx(0.02 + 0.001 + 0.01, rel=0.01)  # the prediction has no externality
 
 
 def test_the_paper_has_no_queue_and_folds_the_round_trip_into_the_bandwidth() -> None:
@@ -133,7 +133,7 @@ def test_a_server_is_kept_until_another_gains_enough() -> None:
     policy = LoadAware()
     here, there = ("here", FAST_LINK, IDLE, None), ("there", FAST_LINK, ServerLoad(1.0, 0.0005), None)
     assert policy.choose(several(there), 1).chosen.edge == "there"
-    assert policy.choose(several(here, there), 1).chosen.edge == "there", "half a millisecond is not worth it"
+    assert policy.choose(several(here, there), 1).chosen.edge == "there", "a gain of 0.5 ms is too small"
     assert policy.choose(several(here, ("there", FAST_LINK, ServerLoad(1, 1), None)), 1).chosen.edge == "here"
 
 

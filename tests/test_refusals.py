@@ -1,4 +1,4 @@
-"""What a device does when a server refuses it, and when it says to come back later."""
+"""What a device does when a server refuses it, and how long it waits before it tries again."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_a_right_that_is_withdrawn_in_the_background_is_raised_and_comes_back(do
 
         eventually(is_refused, "the refusal")
         client.policy = "local"
-        assert client.infer(*inputs).plan.location == "local", "no server is needed for this"
+        assert client.infer(*inputs).plan.location == "local", "a local inference needs no server"
         client.policy = "load-aware"
         door.refusals = {}
         eventually(lambda: not is_refused(), "being let in again")
 
 
 def test_an_overloaded_server_is_left_alone_for_as_long_as_it_says(door: Doorkeeper, cache: Path) -> None:
-    """Its statuses go on meanwhile, and say that it is there."""
+    """Its statuses continue to arrive meanwhile, and do not end the waiting time."""
     metadata = ((ERROR_KEY, OverloadedError.code), (RETRY_AFTER_KEY, "1.5"))
     with OffloadClient(door.target, "tiny", threads=1, cache=cache, policy=3) as client:
         inputs = inputs_for(client.graph)
@@ -103,11 +103,11 @@ def test_how_long_a_failing_server_is_left_alone() -> None:
     availability.failed(OverloadedError("full", retry_after_seconds=0.1))
     assert availability.why_not == "the server failed: full; it is tried again in 0.1 s"
     availability.succeeded()
-    assert availability.retry_seconds == pytest.approx(0.1), "a status does not mean that there is room"
+    assert availability.retry_seconds == pytest.approx(0.1), "a status does not end an overload"
     clock.now += 0.2
     assert availability.why_not is None
     availability.failed(UnavailableError("gone"))
-    assert availability.retry_seconds == pytest.approx(0.25), "the overload was no failure"
+    assert availability.retry_seconds == pytest.approx(0.25), "an overload does not double the waiting time of failures"
 
 
 def test_a_refusal_is_remembered_until_the_server_answers() -> None:

@@ -1,4 +1,4 @@
-"""The scheduler's parts, on workers without a process."""
+"""The scheduler's parts, with fake workers that have no process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def queued(number: int = 0, seconds: float = 0.1) -> QueuedJob:
 
 
 async def turns(number: int = 5) -> None:
-    """Lets the event loop go round."""
+    """Lets the event loop run `number` iterations."""
     for _ in range(number):
         await asyncio.sleep(0)
 
@@ -83,7 +83,7 @@ def test_a_job_is_predicted_for_the_host_that_takes_it() -> None:
 
 
 class Bench:
-    """A dispatcher with fake workers in its seats."""
+    """A dispatcher whose seats have fake workers."""
 
     def __init__(self, seats: int = 1, capacity: int = 1, preparations: tuple[Preparation, ...] = ()) -> None:
         self.queue, self.hosts = JobQueue(8), Hosts()
@@ -111,7 +111,7 @@ def test_jobs_go_to_idle_workers_and_outcomes_to_who_waits() -> None:
         assert len(bench.queue) == 1
         bench.workers[1].finish()
         assert jobs[1].outcome.result().tensors == b"\x02"
-        assert bench.workers[1].running[0][0] is jobs[2].job, "the next job goes at once"
+        assert bench.workers[1].running[0][0] is jobs[2].job, "the idle worker gets the next job at once"
         bench.workers[0].finish(InputError("not this"))
         with pytest.raises(InputError, match="not this"):
             jobs[0].outcome.result()
@@ -174,7 +174,7 @@ def test_tails_are_built_when_there_is_no_job() -> None:
         bench.fill()
         jobs = bench.submit(1)
         await turns()
-        assert bench.workers[0].prepared == [tails[0]], "the job went before the second tail"
+        assert bench.workers[0].prepared == [tails[0]], "the job runs before the second tail is built"
         assert not bench.dispatcher.is_prepared
         bench.workers[0].finish()
         await turns()
@@ -276,7 +276,7 @@ def test_a_canary_runs_in_a_row_while_its_host_is_slow_and_seldom_otherwise() ->
         keeping = asyncio.create_task(Canary(host, once, lambda: None, sleep).keep())
         await done.wait()
         keeping.cancel()
-        assert slept[:4] == [0.3] * 4, "the first runs tell what it takes"
+        assert slept[:4] == [0.3] * 4, "the first runs measure how long it takes"
         assert slept[4] == pytest.approx(0.3)
         assert host.slow_down.value == pytest.approx(3, rel=0.01)
 
@@ -301,7 +301,7 @@ def test_the_scheduler_runs_jobs_and_tells_the_backlog() -> None:
         assert raised.value.retry_after_seconds == pytest.approx(1.0, abs=0.1)
         running[1].cancel()
         await turns()
-        assert scheduler.queue_length == 0, "nobody waits for it any more"
+        assert scheduler.queue_length == 0, "a cancelled job leaves the queue"
         factory.made[0].finish()
         served = await running[0]
         assert served.outcome.tensors == b"\x01"

@@ -1,4 +1,4 @@
-"""The daemon, spoken to without the SDK."""
+"""The daemon, called without the SDK."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from benchmarks.daemon import BIN, daemon
+from benchmarks.daemon import daemon
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loadpart.v1 import offload_pb2
@@ -30,7 +30,7 @@ from loadpart_common.errors import (
 )
 from loadpart_common.store.manifest import Manifest
 from loadpart_common.wire.framing import with_tensors
-from tests.support import RAW, RawClient, eventually, metric
+from tests.support import RAW, RawClient, eventually, metric, run_here
 from tests.toy_networks import BROKEN, NETWORKS, write, write_store
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def test_metrics_count_what_happened(client: RawClient, server: Daemon) -> None:
 
 
 def test_devices_are_told_apart_by_the_id_that_they_send(client: RawClient, server: Daemon) -> None:
-    """All of them behind one connection, as behind a proxy."""
+    """All of them share one connection, as behind a proxy."""
     before = metric(server.metrics, "loadpart_edge_active_devices")
     for device in ("first", "second", "first", "third", "x" * 1000):
         client.infer([image()], device=device, **good(client))
@@ -268,9 +268,7 @@ def test_sigterm_finishes_what_runs_and_frees_the_port(store: Path) -> None:
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a daemon that should not start."""
-    return subprocess.run(
-        [BIN / "loadpart-edge", "serve", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    return run_here("loadpart-edge", "serve", *arguments)
 
 
 def test_a_port_in_use_is_an_error(server: Daemon, store: Path) -> None:
@@ -324,7 +322,7 @@ def test_a_broken_model_is_told_and_the_others_are_served(tmp_path: Path) -> Non
 
 
 def test_every_cut_of_every_small_network_over_the_wire(client: RawClient) -> None:
-    """Tails alone, with random tensors at the cut: what the daemon accepts, it answers."""
+    """Sends tensors of ones at every cut; the shapes of the outputs must be right."""
     for name, info in client.models().items():
         stream = client.channel.unary_stream("/loadpart.v1.Offload/GetModel")
         first = next(iter(stream(offload_pb2.GetModelRequest(model=name).SerializeToString())))

@@ -1,4 +1,4 @@
-"""The memory that daemon and worker share."""
+"""Slots: memory that daemon and worker share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_tensors_come_out_as_they_went_in_and_aligned(slot: Slot) -> None:
     for got, want in zip(decode(slot.take(placed), RAW), arrays, strict=True):
         assert (got.dtype, got.shape) == (want.dtype, want.shape)
         np.testing.assert_array_equal(got, want)
-        del got  # it lies in the slot, which is closed after the test
+        del got  # a view of the slot, which is closed after the test
 
 
 def test_outputs_come_out_as_bytes(slot: Slot) -> None:

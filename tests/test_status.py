@@ -25,7 +25,7 @@ def test_closing_ends_it_however_soon_after_a_change(turns: int) -> None:
     async def run() -> None:
         status = board()
         status.start()
-        await asyncio.sleep(0.06)  # past the least gap, into the wait for a change
+        await asyncio.sleep(0.06)  # after the least gap, while it waits for a change
         status.draining = True
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -64,7 +64,7 @@ def test_watchers_get_the_status_now_then_changes_and_then_the_end() -> None:
 
 
 def test_a_canary_lets_the_slow_down_fall_when_no_tail_runs() -> None:
-    """A worker that nobody asks for anything after it was slow."""
+    """A worker was slow, then gets no more requests."""
 
     async def run() -> tuple[float, float]:
         scheduler = Scheduler(FakeWorkers(), seats=1, queue_limit=8, preparations=[CANARY], canary=CANARY)

@@ -17,7 +17,7 @@ RAW = CODECS["raw"]
 
 
 def read(data: bytes) -> tuple[offload_pb2.InferRequest, list[np.ndarray]]:
-    """A request and its tensors, as daemon and worker read it: checked first, decoded then."""
+    """A request and its tensors, read as daemon and worker do: first checked, then decoded."""
     message, tensors = read_message(offload_pb2.InferRequest, data)
     codec = codec_named(message.codec)
     check(tensors, codec)
@@ -76,7 +76,7 @@ def test_a_damaged_request_is_what_protobuf_reads_or_a_request_error(seed: int) 
     rng = np.random.default_rng(seed)
     head = offload_pb2.InferRequest(model="m", digest="0" * 64, cut=3, codec="raw")
     data = bytearray(with_tensors(head, [np.ones((2, 3), np.float32), np.ones((1, 4), np.int64)], RAW))
-    read(bytes(data))  # from here on its layout is known
+    read(bytes(data))  # from now on its layout is cached
     for position in rng.integers(0, len(data), rng.integers(1, 5)):
         data[position] ^= 1 << rng.integers(0, 8)
     if rng.integers(0, 2):
@@ -111,7 +111,7 @@ def test_transposed_arrays_are_sent_as_they_look() -> None:
 )
 def test_a_wrong_tensor_says_what_was_expected(tensor: offload_pb2.Tensor, message: str) -> None:
     data = offload_pb2.InferRequest(tensors=[tensor], codec="raw").SerializeToString()
-    for _ in range(2):  # the second time its layout may be known
+    for _ in range(2):  # the second time its layout may be cached
         with pytest.raises(InputError, match=f"tensor 0: {message}"):
             read(data)
 

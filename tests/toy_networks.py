@@ -1,4 +1,4 @@
-"""Small networks in the toy format: what the tests of the daemon and the SDK serve."""
+"""Small networks in the toy format, which the tests of the daemon and the SDK use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def chain(first: int, count: int, source: tuple[int, int]) -> list[list[Any]]:
 
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    # An image network with a branch, between whose arms two tensors are live.
+    # An image network with a branch: two tensors cross a cut between its arms.
     "tiny": {
         "inputs": [["image", "uint8", [N, 32, 32, 3]]],
         "layers": [
@@ -32,7 +32,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         ],
         "outputs": [[11, 0]],
     },
-    # Two inputs, three outputs, one of them from the middle.
+    # Two inputs and three outputs, one of them from the middle of the network.
     "two": {
         "inputs": [["a", "float32", [N, 6]], ["b", "float32", [N, 2]]],
         "layers": [
@@ -43,7 +43,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         ],
         "outputs": [[3, 0], [0, 0], [2, 0]],
     },
-    # Only a batch of two.
+    # Takes only batches of two.
     "fixed": {
         "inputs": [["x", "float32", [2, 3, 4]]],
         "layers": chain(0, 3, (-1, 0)),
@@ -62,7 +62,7 @@ BROKEN = {**NETWORKS["tiny"], "layers": [["loop", "while", [[-1, 0]]]]}
 
 
 def write(name: str, folder: Path, document: dict[str, Any] | None = None) -> Path:
-    """Writes a network into a model store; gives its file."""
+    """Writes a network into a model store; returns the path of its file."""
     path = folder / name / f"{name}.toy"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"barriers": [], **(document or NETWORKS[name])}))
@@ -70,7 +70,7 @@ def write(name: str, folder: Path, document: dict[str, Any] | None = None) -> Pa
 
 
 def write_store(folder: Path, names: Sequence[str] = tuple(NETWORKS)) -> Path:
-    """Writes a model store with networks."""
+    """Writes networks into a new model store."""
     for name in names:
         write(name, folder)
     return folder

@@ -52,10 +52,10 @@ class Kind(NamedTuple):
     """How much is measured.
 
     Attributes:
-        conditions: Gives the conditions.
-        traces: Gives the traces.
-        seconds: To measure a condition.
-        calibrates: Whether the latency model is calibrated first, once, or the shipped one will do.
+        conditions: Returns the conditions.
+        traces: Returns the traces.
+        seconds: Seconds to measure each condition.
+        calibrates: Whether the latency model is calibrated before the first run; if not, the shipped one may be used.
     """
 
     conditions: Callable[[], list[Condition]]
@@ -94,7 +94,7 @@ def run(
     done = {each.condition for each in before.measured}, {each.name for each in before.traced}
     wanted = [each for each in kind.conditions() if each not in done[0]]
     courses = [each for each in kind.traces() if each.name not in done[1]]
-    signal.signal(signal.SIGTERM, _exit)  # so that namespaces and processes are taken away then too
+    signal.signal(signal.SIGTERM, _exit)  # so that SIGTERM also removes namespaces and processes
     export_missing()
     writer = Writer(path)
     writer.how(
@@ -147,7 +147,7 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
         progress = stack.enter_context(Progress(*columns, console=console, speed_estimate_period=3600))
         wire.enter_device()
         os.sched_setaffinity(0, {cores[0]})
-        # One thread for the engine, to the end.
+        # Held to the end, so that all clients share one engine and its thread.
         executor = EngineExecutor.acquire(engine, threads=1, memory_limit_bytes=_EXECUTOR_BYTES)
         task = progress.add_task("", total=len(wanted) + len(courses))
         done = 0

@@ -1,7 +1,7 @@
-"""Figures of what was measured.
+"""Computes figures from the results.
 
-The latency of an arm in a condition is a mean over rounds. It is taken as measured, or `by_decision`: so that an arm
-answers for its decisions only, and not for the noise of its own inferences.
+The latency of an arm in a condition is a mean over rounds. It is either taken as measured or computed `by_decision`,
+which removes the noise of an arm's own inferences, so that only its decisions count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _RESAMPLES = 2000
 _NEAR_SECONDS, _STEP = 6.0, 1.5
-_KNOWN = 0.25  # by which a reading of the link may be off
+_KNOWN = 0.25  # relative error up to which the rate of the link counts as known
 WORSE = 0.05
 """Share by which load-aware may be slower than the better of local and offload."""
 
@@ -40,9 +40,9 @@ def totals(samples: Iterable[Sample]) -> Array:
 
 
 def by_decision(measured: Measured) -> Measured:
-    """The same with the latency of each inference replaced by the mean of all in its round that took the same cut.
+    """Replaces the latency of each inference by the mean of all inferences of its round with the same cut.
 
-    What an inference takes depends on its cut and on the world at that moment, not on who chose the cut.
+    The latency depends on the cut and on link and load at that moment, not on the arm that chose the cut.
     """
     seconds = np.array([totals(samples) for samples in measured.arms.values()])
     cuts = np.array([[sample.cut for sample in samples] for samples in measured.arms.values()])
@@ -72,17 +72,17 @@ def oracle(measured: Measured) -> str:
 
 
 def reduction(measured: Measured, baseline: str) -> float:
-    """By what share load-aware is quicker than another arm."""
+    """Share of another arm's mean latency that load-aware saves."""
     return 1 - mean(measured, "load-aware") / mean(measured, baseline)
 
 
 def regret(measured: Measured) -> float:
-    """By what share load-aware is slower than the best fixed cut; below 0 where it is quicker."""
+    """Share by which load-aware is slower than the best fixed cut; negative where it is quicker."""
     return mean(measured, "load-aware") / mean(measured, oracle(measured)) - 1
 
 
 def varied(results: Sequence[Measured]) -> list[Measured]:
-    """The conditions in which the server is loaded enough to count."""
+    """The conditions in which the level of the load is at least `VARIED`."""
     return [each for each in results if each.condition.load.level >= VARIED]
 
 
@@ -110,11 +110,11 @@ class Loss:
 
     Attributes:
         measured: The condition.
-        better: That one.
-        share: By how much.
-        low: Least share of the 95 % confidence interval.
-        high: Largest share of it.
-        reason: What the decisions say.
+        better: The quicker one of local and offload.
+        share: By what share load-aware is slower.
+        low: Lower end of the share's 95 % confidence interval.
+        high: Upper end of it.
+        reason: A summary of load-aware's decisions.
     """
 
     measured: Measured
@@ -126,7 +126,7 @@ class Loss:
 
 
 def losses(results: Sequence[Measured]) -> list[Loss]:
-    """All of them where it is by more than `WORSE`, the largest first."""
+    """The losses by more than `WORSE`, the largest first."""
     found = []
     for measured in results:
         better = min(("local", "offload"), key=lambda arm: mean(measured, arm))
@@ -138,7 +138,7 @@ def losses(results: Sequence[Measured]) -> list[Loss]:
 
 
 def reason(measured: Measured, better: str) -> str:
-    """What load-aware's decisions were like in a condition where a fixed cut was better."""
+    """Summarises load-aware's decisions in a condition where a fixed cut was better."""
     samples = measured.arms["load-aware"]
     cuts = Counter(sample.cut for sample in samples)
     best_cut = measured.arms[better][0].cut
@@ -154,15 +154,16 @@ def reason(measured: Measured, better: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Adaptation:
-    """How soon load-aware had adapted to a change of the world in a trace.
+    """How soon load-aware adapted to a change of link and load in a trace.
 
     Attributes:
-        at: When the change was, in seconds since the trace began.
-        change: What is so from then on.
-        best: The best fixed cut from then on.
-        costs: What the cuts that it took cost, in order, over the best one's latency.
-        blind: How many of these inferences began before it could have known: the first, whose transfer or the server's
-            answer to it tells; where it ran alone and took the link for another one, all until a probe had told.
+        at: Time of the change, in seconds since the trace began.
+        change: Link and load after the change.
+        best: The best fixed cut after the change.
+        costs: Latencies of the cuts that load-aware took, in order, relative to that of the best one.
+        blind: How many of these inferences began before the change was observable. The first offloaded inference
+            reveals a change, by its transfer or by the server's answer. While the device computes locally with a wrong
+            estimate of the link, only a probe reveals it.
     """
 
     at: float
@@ -173,15 +174,15 @@ class Adaptation:
 
     @property
     def second(self) -> float:
-        """Cost of the second inference after the change was observable."""
+        """Cost of the second inference after the change became observable."""
         return self.costs[self.blind + 1]
 
 
 def adaptations(traced: Traced) -> list[Adaptation]:
-    """How load-aware follows the changes of a trace after which there was time for a second inference that could know.
+    """How load-aware follows the changes of a trace that were observable for at least two inferences.
 
-    The cost of a decision is the median latency of its cut, run as a fixed one in the same phase, over that of the best
-    one: so the noise of a single inference does not count.
+    The cost of a decision is the median latency of its cut, run as a fixed one in the same phase, relative to that of
+    the best one. So the noise of single inferences does not count.
     """
     found = []
     ends = [*(at for at, _, _ in traced.world[2:]), float("inf")]
@@ -200,7 +201,7 @@ def adaptations(traced: Traced) -> list[Adaptation]:
 
 
 def _blind(decisions: Sequence[Sample], whole: int, megabits: float) -> int:
-    """How many inferences began before it could be known how the world is, the link at so many Mbit/s."""
+    """How many inferences began before a change was observable, the link now being at `megabits`."""
     for number, sample in enumerate(decisions[1:], 1):
         known = sample.megabits is not None and abs(sample.megabits / megabits - 1) < _KNOWN
         if known or decisions[number - 1].cut < whole:
@@ -209,7 +210,7 @@ def _blind(decisions: Sequence[Sample], whole: int, megabits: float) -> int:
 
 
 def best_around(traced: Traced, at: float) -> float:
-    """Median latency in seconds of the best fixed cut around a moment of a trace, no step of the world between."""
+    """Median latency in seconds of the best fixed cut near a moment of a trace, not beyond a step of link or load."""
     first, last = at - _NEAR_SECONDS, at + _NEAR_SECONDS
     for (_, before, load_before), (changed, after, load) in pairwise(traced.world):
         if load != load_before or not 1 / _STEP < after / before < _STEP:

@@ -1,4 +1,4 @@
-"""The conditions: network, bandwidth, load of the server and slow-down of the device. Fixed before any was measured."""
+"""The conditions: network, bandwidth, load of the server and slow-down of the device. They were fixed in advance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0, 2.0)
 SLOW_DOWNS = (4, 8)
 SOURCES = ("clients", "outside")
 VARIED = 0.5
-"""Least level at which the server's load counts as varying."""
+"""Level from which on a condition counts as loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Load:
 
     Attributes:
         source: `clients`: other devices that send it images; `outside`: a process on its core that is not the daemon.
-        level: Share of the server's time that is asked for; above 1, more than there is. 0 is no load at all.
+        level: Share of the server's time that the load asks for; above 1 it asks for more than there is, 0 is idle.
     """
 
     source: str
@@ -35,7 +35,7 @@ IDLE = Load("clients", 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What stays the same while policies are compared.
+    """A condition, which stays the same while the policies are compared.
 
     Attributes:
         network: The network that the device runs.
@@ -63,9 +63,10 @@ def full() -> list[Condition]:
 
 
 def balanced() -> list[Condition]:
-    """A part of them in which every network, bandwidth, level, slow-down and source occurs equally often.
+    """A subset of the conditions in which every network, bandwidth, level, slow-down and source is equally frequent.
 
-    A Latin rectangle: each network meets each bandwidth and each level once, each bandwidth six of the seven levels.
+    It is a Latin rectangle: each network occurs once with each bandwidth and once with each level, and each bandwidth
+    occurs with six of the seven levels.
     """
     conditions = []
     for row, network in enumerate(NETWORKS):
@@ -79,7 +80,7 @@ def balanced() -> list[Condition]:
 
 
 def quick() -> list[Condition]:
-    """A handful, to see that everything works."""
+    """A few conditions, to see that everything works."""
     loads = (IDLE, Load("clients", 0.9), Load("outside", 2.0))
     return [
         Condition(network, megabits, SLOW_DOWNS[0], load)
@@ -88,5 +89,5 @@ def quick() -> list[Condition]:
 
 
 def by_device(conditions: list[Condition]) -> list[Condition]:
-    """In an order that sets each device up once."""
+    """Sorts conditions so that each device is set up only once."""
     return sorted(conditions, key=lambda each: (NETWORKS.index(each.network), each.slow_down))

@@ -1,4 +1,4 @@
-"""The policies, and every fixed cut that may win, side by side on a slow device."""
+"""Runs the policies and every fixed cut that may win side by side on a slow device."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from loadpart_device.edges.load import ServerLoad
 
 SHARES = {4: 0.25, 8: 0.15}
-"""Of a core that a device has which is about so many times slower."""
+"""Share of a core that a device gets, by about how many times slower it becomes."""
 
 OUTSIDE_NICE = -10
-"""A server may have more important things to do. At equal priority a process has half of a core at most; so it gets the
-90 % that it is to take."""
+"""Priority of the outside process, above the server's. At equal priority it would get at most half of the core; some
+conditions need 90 %."""
 
 START_MEGABITS = 64
 """Rate of the link while a device is set up."""
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 40
-_HOPELESS = 10  # times the quickest first inference: such a cut is not measured further
+_HOPELESS = 10  # cuts this many times slower than the quickest first inference are not measured further
 _SETTLE_SECONDS = 2.0
 _FACTOR_RUNS = 5
 _DRAIN_SECONDS, _DRAINED_SECONDS = 30.0, 0.02
@@ -53,21 +53,21 @@ _FORGOTTEN_SECONDS = 2.5 * BACKLOG_WINDOW_SECONDS
 
 
 class LoadSource:
-    """What keeps the server busy: other devices, and processes on its core that are not the daemon."""
+    """The server's load: other devices, and processes on its core that are not the daemon."""
 
     def __init__(self, target: str, core: int, wrapper: Sequence[str]) -> None:
-        """Starts them, idle.
+        """Starts the processes, idle.
 
         Args:
             target: The server.
-            core: The one that its worker runs on.
-            wrapper: A command that runs another one where the server can be reached without the link.
+            core: Core of the server's worker.
+            wrapper: A command prefix that runs a command where it reaches the server without the shaped link.
         """
         python = [sys.executable, "-m"]
         others = [*wrapper, *python, "benchmarks.comparison.others", target, ",".join(NETWORKS)]
         outside = ["nice", "-n", str(OUTSIDE_NICE), *python, "benchmarks.comparison.outside", str(core)]
         self._others = _start(others)
-        self._outside = [_start(outside) for _ in range(2)]  # so many take twice what there is
+        self._outside = [_start(outside) for _ in range(2)]  # two, for a load of 200 %
 
     def set(self, load: Load, seed: int) -> None:
         """Sets the load from now on.
@@ -81,7 +81,7 @@ class LoadSource:
             _tell(process, f"{min(max(outside - number, 0.0), 1.0)}")
 
     def close(self) -> None:
-        """Ends them."""
+        """Stops the processes."""
         for process in (self._others, *self._outside):
             process.kill()
             process.communicate()
@@ -106,9 +106,9 @@ class Device:
     Attributes:
         network: The network.
         whole: The cut that leaves everything on the device.
-        factor: Seconds of the whole network on it over those on the same core unslowed.
-        clients: One for each policy that adapts: each knows only what it has found out itself.
-        arms: What is compared: runs an inference by a policy or a fixed cut, by its name.
+        factor: Time of the whole network on it, divided by that on the same core at full speed.
+        clients: A client for each adaptive policy; they share no estimates of link and load.
+        arms: Functions that run one inference, by the name of the policy or fixed cut.
     """
 
     network: str
@@ -127,11 +127,11 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where things are kept.
+    """Folders of the benchmark.
 
     Attributes:
         models: Models that devices have fetched.
-        latency: What was calibrated of this machine.
+        latency: The calibrated latency model of this machine.
         decisions: The policies' decision logs.
     """
 
@@ -147,8 +147,8 @@ def device(target: str, network: str, slow_down: int, folders: Folders) -> Itera
     Args:
         target: The server.
         network: The network.
-        slow_down: About how many times slower it is to be.
-        folders: Where things are kept.
+        slow_down: About how many times slower the device becomes.
+        folders: Folders of the benchmark.
     """
     with contextlib.ExitStack() as stack:
 
@@ -185,13 +185,16 @@ def device(target: str, network: str, slow_down: int, folders: Folders) -> Itera
         cuts = {"local": whole, "offload": 0} | {f"cut {cut}": cut for cut in splits}
         arms = {name: _fixed_arm(fixed, cut, image) for name, cut in cuts.items()}
         arms |= {policy: _arm(each, image) for policy, each in clients.items()}
-        for cut in splits:  # builds what it needs
+        for cut in splits:  # builds head and tail before anything is measured
             arms[f"cut {cut}"]()
         yield Device(network, whole, factor, clients, arms)
 
 
 def _slowed(model: LatencyModel, factor: float) -> LatencyModel:
-    """The latency model of a machine that is so many times slower: to calibrate under a quota would take as long."""
+    """The latency model of a machine that is `factor` times slower.
+
+    It is scaled rather than calibrated, because a calibration under the quota would take that many times longer.
+    """
     return replace(
         model,
         coefficients={
@@ -233,13 +236,13 @@ def _fixed_arm(client: OffloadClient, cut: int, image: Array) -> Callable[[], Sa
 
 
 def settle(slow: Device, wire: Link, load: LoadSource, megabits: float, level: Load, seed: int) -> dict[str, Sample]:
-    """Sets link and load, waits until the device has taken notice, and gives a first inference of each arm."""
+    """Sets link and load, waits until the clients have measured them, and returns a first inference of each arm."""
     wire.shape(START_MEGABITS)
     load.set(IDLE, seed)
     time.sleep(0.5)
     wire.shape(megabits)
     load.set(level, seed)
-    for client in slow.clients.values():  # one after the other: they share the link
+    for client in slow.clients.values():  # one after the other, because they share the link
         client.network_changed()
         client.wait_ready()
     time.sleep(_SETTLE_SECONDS)
@@ -247,7 +250,7 @@ def settle(slow: Device, wire: Link, load: LoadSource, megabits: float, level: L
 
 
 def replay(slow: Device, load: LoadSource, level: Load, seed: int, lead_seconds: float) -> None:
-    """Waits until the server has nothing to do, and has its load begin anew, the same for the same seed."""
+    """Waits until the server is idle, then restarts its load; the same seed gives the same load."""
     load.set(IDLE, seed)
     end = time.perf_counter() + _DRAIN_SECONDS
     while slow.load.backlog_seconds > _DRAINED_SECONDS:
@@ -259,7 +262,7 @@ def replay(slow: Device, load: LoadSource, level: Load, seed: int, lead_seconds:
 
 
 def run_alone(infer: Callable[[], Sample]) -> Sample:
-    """Runs an inference, and waits until the server has forgotten it: no other arm must take it for someone's load."""
+    """Runs an inference, then waits until the mean backlog has forgotten it; other arms must not see it as load."""
     sample = infer()
     time.sleep(min(3 * sample.tail, _FORGOTTEN_SECONDS))
     return sample
@@ -270,15 +273,15 @@ def measure(
 ) -> Measured:
     """Runs all arms in turn, in an order drawn anew for each round.
 
-    Where other devices load the server, all arms of a round meet the same: the devices get the same frames at the same
-    times again before each of them. Else an arm that had to wait for someone's large network would look bad for it.
+    Where other devices load the server, they send the same frames at the same times for each arm of a round. Otherwise
+    an arm would look slow only because it happened to wait behind another device's large network.
 
     Args:
         slow: The device.
         condition: The condition.
         wire: The link.
-        load: What loads the server.
-        seconds: How long to go on, if there have been enough rounds by then.
+        load: The server's load.
+        seconds: How long to measure; rounds continue until there are `LEAST_ROUNDS` of them.
         on_round: Called after each round with the share that is done.
     """
     seed = sum(str(condition).encode())
@@ -292,9 +295,9 @@ def measure(
     has_others = condition.load.source == "clients" and condition.load.level > 0
     started = time.perf_counter()
     for number in range(1, MOST_ROUNDS + 1):
-        lead = rng.uniform(_FORGOTTEN_SECONDS, 2 * _FORGOTTEN_SECONDS)  # by then the arm before is forgotten
+        lead = rng.uniform(_FORGOTTEN_SECONDS, 2 * _FORGOTTEN_SECONDS)  # see `run_alone`
         for arm in rng.sample(list(arms), len(arms)):
-            if arm == "local":  # meets no load
+            if arm == "local":  # does not depend on the server's load
                 arms[arm].append(slow.arms[arm]())
                 continue
             if has_others:
@@ -312,7 +315,7 @@ def measure(
 
 @contextlib.contextmanager
 def server_load(target: str, wrapper: Sequence[str]) -> Iterator[LoadSource]:
-    """What loads a server on the last core, ended with the block."""
+    """Makes a load for a server whose worker runs on the last core, and stops it at the end of the block."""
     made = LoadSource(target, sorted(os.sched_getaffinity(0))[-1], wrapper)
     try:
         yield made

@@ -1,9 +1,9 @@
-"""Other devices, which send a server whole images of all its networks, at a level that is read from standard input.
+"""Other devices: they send whole images for all networks to a server, at a load level read from standard input.
 
-Each device waits for a frame, sends it, and waits for the answer; of the frames that come meanwhile it keeps the
-newest. Frames come at random (a Poisson process), at the same rate to every device. Each line that is read is a level
-and a seed: the share of the server's time that all of them ask for together. They begin as they are in the long run,
-some of them with a frame that waits: from an empty queue it would take half a minute to get there at 100 %.
+Each device waits for a frame, sends it, and waits for the answer; of the frames that arrive meanwhile it keeps only the
+newest. Frames arrive as a Poisson process, at the same rate on every device. Each line of the input is a level and a
+seed; the level is the share of the server's time that all devices together ask for. The devices start in the steady
+state, some of them with a frame in the queue: from an empty queue, that state takes half a minute to reach at 100 %.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 DEVICES_A_NETWORK = 2
 _LONG_RUN_SECONDS = 60.0
-_APART_SECONDS = 0.002  # so that they come in this order
+_APART_SECONDS = 0.002  # between queued frames, so that they arrive in order
 _ANSWER_SECONDS = 120.0
 
 
 class OtherDevice(threading.Thread):
-    """One of them."""
+    """One of the other devices; its thread sends the frames."""
 
     def __init__(self, target: str, network: str, image: Array) -> None:
         super().__init__(daemon=True)
@@ -50,7 +50,13 @@ class OtherDevice(threading.Thread):
         self._random = random.Random()
 
     def offer(self, rate: float, seed: str, first: float) -> None:
-        """Has frames come at a rate, in frames a second, from now on; the first one in so many seconds."""
+        """Sets the rate of frames from now on.
+
+        Args:
+            rate: Frames a second.
+            seed: Seed of the random times.
+            first: Seconds until the first frame.
+        """
         with self._changed:
             self._random = random.Random(seed)
             self._rate, self._due = rate, time.monotonic() + first
@@ -63,7 +69,7 @@ class OtherDevice(threading.Thread):
                 self._server.infer(
                     self._network, self._info.digest, PlanKey(0, DEFAULT_CODEC), [self._image], _ANSWER_SECONDS
                 )
-        except BaseException:  # a load that is less than it should be must not go unnoticed
+        except BaseException:  # otherwise the load would be too low, unnoticed
             traceback.print_exc()
             os._exit(1)
 
@@ -71,20 +77,20 @@ class OtherDevice(threading.Thread):
         with self._changed:
             while (wait := self._due - time.monotonic()) > 0:
                 self._changed.wait(min(wait, threading.TIMEOUT_MAX))
-            # What came meanwhile gave way to this one.
+            # This frame is the newest; older ones that arrived meanwhile are dropped.
             self._due = time.monotonic() + self._random.expovariate(self._rate)
 
 
 def first_frames(rate: float, tail_seconds: Sequence[float], seed: str) -> list[float]:
-    """Seconds until each device sends its next frame, at a moment when the queue is as it is in the long run.
+    """Seconds until each device sends its next frame, from a moment in the steady state.
 
-    Simulated: a server takes the frames one after the other, in the order in which they are sent. A device whose frame
-    waits at that moment sends it at once, in the order of the queue.
+    Simulates a server that processes the frames one at a time, in the order in which they are sent. A device whose
+    frame is queued at that moment sends it at once, in the order of the queue.
 
     Args:
-        rate: Frames that come to a device, in frames a second.
-        tail_seconds: What a frame of each device takes the server.
-        seed: Of the random times.
+        rate: Frames that arrive on each device, a second.
+        tail_seconds: Server time of a frame of each device.
+        seed: Seed of the random times.
     """
     if not rate:
         return [math.inf] * len(tail_seconds)
@@ -103,7 +109,7 @@ def first_frames(rate: float, tail_seconds: Sequence[float], seed: str) -> list[
 
 
 def main(target: str, networks: list[str]) -> None:
-    os.nice(19)  # these devices are not the one that is measured: they share its core, and must not hold it up
+    os.nice(19)  # these devices share a core with the measured one, and must not delay it
     store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
     devices = []
     for network in networks:

@@ -1,4 +1,4 @@
-"""A process that takes a share of a core's time, in slices; the share is read from standard input."""
+"""A process that uses a share of a core's time, in slices; the share is read from standard input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(core: int) -> None:
             changed.clear()
             continue
         ends = time.monotonic() + _PERIOD_SECONDS
-        spent = time.thread_time() + level[0] * _PERIOD_SECONDS  # its own time, however much others take meanwhile
+        spent = time.thread_time() + level[0] * _PERIOD_SECONDS  # CPU time, so that other processes do not reduce it
         while time.thread_time() < spent and (level[0] >= 1 or time.monotonic() < ends):
             pass
         if (rest := ends - time.monotonic()) > 0 and level[0] < 1:

@@ -1,4 +1,4 @@
-"""Pictures of the results: readable in print and by the colour-blind (Okabe and Ito 2008)."""
+"""Pictures of the results, readable in print and with colour blindness (colours of Okabe and Ito 2008)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ mpl.rcParams.update({"svg.hashsalt": "loadpart", "font.size": 9, "axes.grid": Tr
 
 
 def draw(results: Results, folder: Path) -> dict[str, str]:
-    """Draws what there is.
+    """Draws a picture of each kind for which there are results.
 
     Returns:
-        Names of the files, with what they show.
+        Titles of the pictures, by the names of their files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
@@ -64,7 +64,7 @@ def _seconds(measured: Measured, arm: str) -> float:
 
 
 def _latency_bandwidth(results: Sequence[Measured]) -> Figure:
-    """A panel a network; where a bandwidth was met under several loads, the geometric mean over these."""
+    """A panel for each network; a bandwidth with several loads is drawn as the geometric mean over these."""
     networks = [name for name in NETWORKS if any(each.condition.network == name for each in results)]
     rows, columns = (2, 3) if len(networks) > 3 else (1, len(networks))
     figure = Figure(figsize=(4.4 * columns, 3.75 * rows), layout="constrained")
@@ -105,7 +105,7 @@ def _geometric(values: Sequence[float]) -> float:
 
 
 def _latency_load(results: Sequence[Measured]) -> Figure:
-    """How many times the best fixed cut's latency each policy takes, by level, for each source of load."""
+    """Latency of each policy relative to that of the best fixed cut, by level, for each source of load."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     for source, axes in zip(SOURCES, figure.subplots(1, 2, sharey=True), strict=True):
         for shift, (arm, (colour, marker, line)) in enumerate(list(_STYLES.items())[:-1]):
@@ -138,7 +138,7 @@ def _latency_load(results: Sequence[Measured]) -> Figure:
 
 
 def _gain(results: Sequence[Measured]) -> Figure:
-    """Share by which load-aware is quicker than bandwidth-only, by load and bandwidth; means over what is there."""
+    """Share of latency that load-aware saves against bandwidth-only, by load and bandwidth; means over conditions."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     image: Any = None
     for source, axes in zip(SOURCES, figure.subplots(1, 2, sharey=True), strict=True):
@@ -211,7 +211,7 @@ def _trace(traced: Traced) -> Figure:
 
 
 def _logarithmic(axis: Any) -> None:
-    """Plain numbers at 1, 2 and 5 on a logarithmic axis."""
+    """Labels a logarithmic axis at 1, 2 and 5 with plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""What was measured, as JSON lines: first how, then a line for each condition and each trace."""
+"""Results as JSON lines: first how they were measured, then a line for each condition and each trace."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Sample:
     Attributes:
         total: Seconds until the answer.
         cut: Layers that ran on the device.
-        network: Seconds on the way.
+        network: Seconds on the network.
         queue: Seconds in the server before the tail ran.
-        tail: Seconds that the tail ran.
-        predicted: Seconds that the policy expected; None when it expects nothing.
-        megabits: Rate of the link, in Mbit/s, as the client knew it before; None when it knew none.
+        tail: Seconds that the tail took.
+        predicted: Seconds until the answer that the policy predicted; None when it made no prediction.
+        megabits: The client's estimate of the link's rate before the inference, in Mbit/s; None when it had none.
     """
 
     total: float
@@ -40,14 +40,14 @@ class Sample:
 
 @dataclass(slots=True)
 class Measured:
-    """What was measured under a condition.
+    """Results under one condition.
 
     Attributes:
         condition: The condition.
         whole: The cut that leaves everything on the device.
-        device_factor: Seconds of the whole network on the slow device over those on the same core unslowed.
-        slow_down: Of the server, as it told it; median over the rounds.
-        backlog_seconds: Of the server, as devices expected it; mean over the rounds.
+        device_factor: Time of the whole network on the slow device, divided by that on the same core at full speed.
+        slow_down: Slow-down that the server reported; median over the rounds.
+        backlog_seconds: Backlog of the server that load-aware expected; mean over the rounds.
         arms: The inferences of each policy and of each fixed cut, in the order of the rounds.
     """
 
@@ -76,14 +76,14 @@ class Moment:
 
 @dataclass(slots=True)
 class Traced:
-    """What was measured in a trace.
+    """Results of one trace.
 
     Attributes:
         name: The trace.
         network: The network that the device runs.
         whole: The cut that leaves everything on the device.
         device_factor: As for `Measured`.
-        world: When what changed: seconds since the trace began, Mbit/s, load.
+        world: Changes of link and load: seconds since the trace began, Mbit/s, load.
         moments: The inferences, in order.
     """
 
@@ -100,7 +100,7 @@ class Results:
     """A file of results.
 
     Attributes:
-        how: Under what conditions the benchmark ran, by name.
+        how: How the results were measured: machine and settings, by name.
         measured: The conditions that were measured.
         traced: The traces.
     """
@@ -111,7 +111,7 @@ class Results:
 
 
 class Writer:
-    """Adds to a file of results; what is there is kept, but for a last line that was cut short."""
+    """Appends to a file of results; existing lines are kept, except for a last line that was cut short."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,10 +136,10 @@ class Writer:
 
 
 def read(path: Path) -> Results:
-    """Reads a file of results; a last line that was cut short is passed over.
+    """Reads a file of results; a last line that was cut short is ignored.
 
     Raises:
-        ValueError: The file is something else; the message names the line.
+        ValueError: A line is not a result of this benchmark; the message names the line.
     """
     results = Results()
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -174,7 +174,7 @@ def _take(results: Results, version: int, kind: str, document: dict[str, Any]) -
 
 
 def _rounded(value: Any) -> Any:
-    """The same with numbers to a microsecond."""
+    """The same value with all numbers rounded to six decimal places."""
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, dict):

@@ -34,10 +34,10 @@ _FINDINGS = Path(__file__).with_name("findings.md")
 
 
 def write(output: Path) -> str:
-    """Writes the report and the pictures of `OUTPUT/benchmarks/results.jsonl`; gives the report's figures as text.
+    """Writes the report and the pictures of `OUTPUT/benchmarks/results.jsonl`; returns its figures as text.
 
     Raises:
-        ValueError: The file of results is something else.
+        ValueError: The file is not one of results.
     """
     results = read(output / FOLDER / RESULTS)
     decided = replace(results, measured=[analysis.by_decision(each) for each in results.measured])

@@ -24,15 +24,15 @@ _CROWDED = Load("outside", 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A course of the world.
+    """A scenario in which bandwidth and load change over time.
 
     Attributes:
-        name: What it is called.
-        about: What happens in it.
+        name: Its name.
+        about: What happens in it, in a few words.
         network: The network that the device runs.
         slow_down: About how many times slower than the server the device is.
         seconds: How long it lasts.
-        world: When what is so from then on: seconds, Mbit/s, load.
+        world: The changes: at so many seconds, the rate of the link in Mbit/s and the load from then on.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Trace:
 
 
 def steps() -> Trace:
-    """Everything changes at once, and back."""
+    """Bandwidth and load change in steps, and back."""
     phases = (
         (20, 32, IDLE),
         (30, 4, IDLE),
@@ -75,10 +75,10 @@ def ramps() -> Trace:
 
 
 def recorded() -> Trace:
-    """As a recording of a radio link and of a server's load might look, from a seeded model.
+    """Imitates a recording of a radio link and of a server's load, by a seeded model.
 
-    The logarithm of the bandwidth is an autoregressive process of first order, as measured rates of radio links are
-    often modelled; the load stays for a while, drawn from an exponential distribution, and is then drawn anew.
+    The logarithm of the bandwidth is a first-order autoregressive process, a common model of radio links. Each load
+    lasts for an exponentially distributed time; then the next one is drawn.
     """
     rng = random.Random(2022)
     world, deviation, load, until = [], 0.0, IDLE, 0.0
@@ -92,18 +92,18 @@ def recorded() -> Trace:
 
 
 def full() -> list[Trace]:
-    """All of them."""
+    """All traces."""
     return [steps(), ramps(), recorded()]
 
 
 def quick() -> list[Trace]:
-    """A short one."""
+    """One short trace, to see that everything works."""
     world = ((0.0, 32.0, IDLE), (10.0, 4.0, IDLE), (20.0, 32.0, _BUSY))
     return [Trace("short steps", "bandwidth, then load", "squeezenet", 4, 30, world)]
 
 
 def run(trace: Trace, slow: Device, wire: Link, load: LoadSource, on_moment: Callable[[float], None]) -> Traced:
-    """Has all arms infer in turn while the world changes."""
+    """Runs all arms in turn while link and load change."""
     _, megabits, level = trace.world[0]
     settle(slow, wire, load, megabits, level, 0)
     moments: list[Moment] = []

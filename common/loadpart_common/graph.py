@@ -1,7 +1,7 @@
 """Networks as a format-neutral graph of layers, and the places where it can be cut.
 
 A layer is an operator that depends on the network's inputs; weights, constants and what is computed from them alone
-are on both sides anyway and are no layers. Layers are in topological order, so cut `c` gives the first `c` of them to
+are present on both sides and are no layers. Layers are in topological order, so cut `c` gives the first `c` of them to
 the device and the rest to the server. What crosses is every value that is made before the cut (or is an input) and
 used after it.
 """
@@ -18,7 +18,7 @@ from loadpart_common.tensors import BATCH, TensorSpec
 
 
 class Value(NamedTuple):
-    """A tensor of a graph: element `element` of what layer `layer` gives; input `element` when `layer` is -1."""
+    """A tensor of a graph: output `element` of layer `layer`, or input `element` of the network when `layer` is -1."""
 
     layer: int
     element: int
@@ -29,11 +29,11 @@ class Layer:
     """An operator of a network.
 
     Attributes:
-        name: Where it stands in the network; unique.
+        name: Its unique name, which says where it is in the network.
         kind: The operator's name in the model's format, such as `Conv2D`; for people to read.
-        family: What kind of work it is.
-        inputs: The values it takes, weights and constants left out.
-        outputs: What it gives, one specification a tensor.
+        family: The family of operators to which it belongs.
+        inputs: The values that it takes, without weights and constants.
+        outputs: Specifications of its output tensors.
         flops: Floating-point operations for one item of the batch; a multiply-add counts as two.
         weight_bytes: Bytes of the weights that it reads.
     """
@@ -49,7 +49,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """A stretch that must stay in one piece, because layer `layer` changes memory that others in it read.
+    """A stretch of layers that must stay in one piece, because layer `layer` changes memory that others in it read.
 
     Cuts `first` < c <= `last` are refused.
     """
@@ -64,7 +64,7 @@ class Cut:
     """A place to cut.
 
     Attributes:
-        index: Layers before it.
+        index: Number of layers before it.
         live: Values that cross, in topological order.
         specs: Their specifications, in the same order.
     """
@@ -86,7 +86,7 @@ class Segment:
         first: Its first layer.
         stop: The layer after its last one.
         inputs: Values that it takes.
-        outputs: Values that it gives: first what others go on from, then outputs of the network not among these.
+        outputs: Values that it gives: first those that later layers use, then the other outputs of the network.
     """
 
     first: int
@@ -136,7 +136,7 @@ class Graph:
         """The cut that leaves `index` layers on the device.
 
         Raises:
-            CutError: There are not so many layers, or memory effects forbid it.
+            CutError: The network has fewer layers, or memory effects forbid this cut.
         """
         found = self._cut_by_index.get(index)
         if found is not None:
@@ -151,7 +151,7 @@ class Graph:
         )
 
     def head(self, index: int) -> Segment:
-        """What the device runs for a cut; the whole network for the last one.
+        """The segment that the device runs for a cut; for the last cut, the whole network.
 
         Raises:
             CutError: The cut is not valid.
@@ -159,7 +159,7 @@ class Graph:
         return self.segment(0, self.cut(index).index)
 
     def tail(self, index: int) -> Segment:
-        """What the server runs for a cut; nothing for the last one.
+        """The segment that the server runs for a cut; for the last cut, an empty one.
 
         Raises:
             CutError: The cut is not valid.
@@ -216,7 +216,7 @@ class Graph:
         """Reads what `to_json` wrote.
 
         Raises:
-            ModelError: It is something else.
+            ModelError: The data is not a graph.
         """
         try:
             layers = tuple(
@@ -242,18 +242,18 @@ class Graph:
 
     @property
     def takes_batches(self) -> bool:
-        """Whether any batch size is taken; if not, only the one that is in the shapes."""
+        """Whether the network takes any batch size; if not, it takes only the one in its shapes."""
         return all(spec.shape[:1] == (BATCH,) for spec in self.inputs)
 
     @property
     def smallest_batch(self) -> int:
-        """The smallest batch size that is taken: 1, or the fixed one."""
+        """The smallest batch size that the network takes: 1, or the fixed one."""
         shape = self.inputs[0].shape
         return 1 if self.takes_batches or not shape else shape[0]
 
 
 def output_specs(layer: str, tensors: list[tuple[str, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
-    """Names what a layer gives: by the layer, and by the element where there are several."""
+    """Specifications of a layer's outputs, named after the layer, and by element if there are several."""
     if len(tensors) == 1:
         return (TensorSpec(layer, *tensors[0]),)
     return tuple(TensorSpec(f"{layer}:{element}", *tensor) for element, tensor in enumerate(tensors))

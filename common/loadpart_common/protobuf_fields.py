@@ -1,4 +1,4 @@
-"""Walks over the fields of protobuf messages, where parsing a whole message would copy what is large in it.
+"""Walks over the fields of protobuf messages; parsing a whole message would copy its large fields.
 
 A message is a sequence of fields, each a key (number and kind of value) and a value; see
 https://protobuf.dev/programming-guides/encoding.
@@ -41,7 +41,7 @@ def fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, int
                 _, position = _varint(view, position, end)
             case 1:  # eight bytes
                 position += 8
-            case 2:  # a length, and so many bytes
+            case 2:  # a length, and that many bytes
                 length, value = _varint(view, position, end)
                 position = value + length
             case 5:  # four bytes
@@ -54,12 +54,12 @@ def fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, int
 
 
 def field_prefix(number: int, length: int) -> bytes:
-    """Key and length of a field whose value is so many bytes."""
+    """Key and length of a field whose value has `length` bytes."""
     return encode_varint(number << 3 | _LENGTH_DELIMITED) + encode_varint(length)
 
 
 def encode_varint(value: int) -> bytes:
-    """A number of 0 or more, seven bits a byte, the least significant first."""
+    """Encodes a number of 0 or more with seven bits in each byte, the least significant first."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -24,7 +24,7 @@ DTYPES = (
 )  # fmt: skip
 """Names of the element types that can cross a cut, as numpy calls them."""
 
-_NUMPY_DTYPES = {name: np.dtype(name) for name in DTYPES}  # in the machine's byte order, as they cross
+_NUMPY_DTYPES = {name: np.dtype(name) for name in DTYPES}  # in the machine's byte order, in which they are sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ def check_arrays(arrays: Sequence[Shaped], specs: tuple[TensorSpec, ...], batch:
     """Checks arrays against specifications and returns the batch size that they share.
 
     Args:
-        arrays: What came.
-        specs: What is expected, in the same order.
-        batch: The batch size that is expected; any (of one or more) when it is None.
+        arrays: The arrays to check.
+        specs: The expected specifications, in the same order.
+        batch: The expected batch size; None allows any of one or more.
 
     Raises:
         InputError: The number of arrays, an element type, a rank, a size or the batch size is wrong.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import threading
 import weakref
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from loadpart.v1 import offload_pb2
     from loadpart_common.graph import Graph
     from loadpart_common.planning.plan import Point
     from loadpart_common.tensors import Array
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class OffloadClient:
-    """Runs one model, on this device, on an edge server, or cut between the two. Thread-safe.
+    """Runs one model on this device, on an edge server, or cut between the two. Thread-safe.
 
     The model is fetched from the server when it is not cached, and its segments are built in the background; an
     inference waits only for those that it needs. When the server cannot be reached, or fails, the device computes
@@ -94,42 +96,38 @@ class OffloadClient:
         """
         endpoint = target if isinstance(target, Endpoint) else Endpoint.parse(target)
         self._closed = threading.Event()
-        connection = Connection(endpoint, max_message_bytes)
-        local: LocalRuntime | None = None
-        try:
+        with contextlib.ExitStack() as undo:
+            connection = Connection(endpoint, max_message_bytes)
+            undo.callback(connection.close)
             folder = Path(cache) if cache else default_cache()
             stored, _, why_not = find_model([connection], model, folder, connect_timeout, on_progress)
             manifest = stored.manifest
             self._digest, self.labels, self._graph = manifest.digest, manifest.labels, manifest.graph
             self._policy = make_policy(policy, self._graph)
-            self._planner = planner = Planner(
-                model,
-                self._digest,
-                self._graph,
-                uses_latency_model_only=self._policy.uses_latency_model_only,
-            )
             self._local = local = LocalRuntime(
                 stored,
                 threads=threads or usable_cores(),
                 memory_limit_bytes=segment_memory_bytes,
                 latency_folder=Path(latency_folder) if latency_folder else None,
-                on_change=planner.update,
+                on_change=self._segments_changed,
             )
+            undo.callback(local.close)
             edge = Edge(
-                connection, ProbeBudget(), on_models=planner.models_changed, is_quiet=lambda: self._local.is_quiet
+                connection, ProbeBudget(), on_models=self._models_changed, is_quiet=lambda: self._local.is_quiet
             )
             self._fleet = fleet = Fleet([edge])
             if why_not is not None:
                 edge.failed(why_not)
             self._log = DecisionLog(Path(decision_log), model) if decision_log else None
+            if self._log:
+                undo.callback(self._log.close)
             self._metrics = Metrics(model, fleet, metrics_listen) if metrics_listen else None
-        except BaseException:
-            connection.close()
-            if local is not None:
-                local.close()
-            raise
-        planner.attach(local, fleet)
-        self._runner = InferenceRunner(manifest, model, local, fleet, planner, deadline_seconds=deadline, log=self._log)
+            undo.pop_all()
+        alone = self._policy.uses_latency_model_only
+        self._planner = Planner(model, self._digest, local, fleet, uses_latency_model_only=alone)
+        self._runner = InferenceRunner(
+            manifest, model, local, fleet, self._planner, deadline_seconds=deadline, log=self._log
+        )
         # An engine may tear itself down at exit, too, and hang whoever uses it after that. What is registered last runs
         # first, so closing is registered again once the engine is there.
         close_at_exit = functools.partial(_close_if_alive, weakref.ref(self))
@@ -250,6 +248,12 @@ class OffloadClient:
             self._metrics.close()
         if self._log:
             self._log.close()
+
+    def _segments_changed(self) -> None:
+        self._planner.update()
+
+    def _models_changed(self, edge: Edge, models: dict[str, offload_pb2.ModelInfo]) -> None:
+        self._planner.models_changed(edge, models)
 
 
 def _close_if_alive(reference: weakref.ref[OffloadClient]) -> None:

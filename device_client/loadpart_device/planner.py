@@ -1,4 +1,4 @@
-"""Brings together what the device and its servers have built: the plans that can be run now."""
+"""The plans that can be run now: those whose segments both the device and a server have built."""
 
 from __future__ import annotations
 
@@ -27,28 +27,33 @@ log = logging.getLogger(__name__)
 class Planner:
     """Keeps the plans of every server current, and has the heads of those built that can win."""
 
-    def __init__(self, model: str, digest: str, graph: Graph, *, uses_latency_model_only: bool) -> None:
-        """Makes a planner; `attach` connects it.
+    def __init__(
+        self,
+        model: str,
+        digest: str,
+        local: LocalRuntime,
+        fleet: Fleet,
+        *,
+        uses_latency_model_only: bool,
+    ) -> None:
+        """Makes a planner.
 
         Args:
             model: Name of the model.
             digest: SHA-256 of the device's file, in hexadecimal.
-            graph: The network.
+            local: Builds and runs heads.
+            fleet: The servers.
             uses_latency_model_only: See `Policy.uses_latency_model_only`.
         """
         self._model = model
         self._digest = digest
-        self._graph = graph
+        self._local = local
+        self._fleet = fleet
+        self._graph: Graph = local.graph
         self._uses_latency_model_only = uses_latency_model_only
-        self._local_plan = local_plan(graph)
-        self._reply_bytes = reply_bytes(graph)
-        self._local: LocalRuntime | None = None
-        self._fleet: Fleet | None = None
+        self._local_plan = local_plan(self._graph)
+        self._reply_bytes = reply_bytes(self._graph)
         self._plans: dict[str, Plans] = {}  # by edge
-
-    def attach(self, local: LocalRuntime, fleet: Fleet) -> None:
-        """Connects the planner to the device's runtime and servers; needed before anything else."""
-        self._local, self._fleet = local, fleet
         self.update()
 
     def use_latency_model_only(self, value: bool) -> None:
@@ -62,8 +67,6 @@ class Planner:
 
     def world(self) -> World:
         """What is known now."""
-        assert self._fleet is not None
-        assert self._local is not None
         edges = tuple(
             [
                 EdgeState(edge.name, self._plans[edge.name], edge.link.reading, edge.load, edge.unavailable())
@@ -78,15 +81,13 @@ class Planner:
         if offer is None:
             log.warning("%s does not serve model %r with this device's digest", edge.name, self._model)
         self.update()
-        if offer is not None and self._local is not None:
+        if offer is not None:
             offered = [point for point in self._points(offer) if self._is_offered(point, offer)]
             self._local.build([point.key for point in winning_plans(offered)])
 
     def update(self) -> None:
         """Makes the plans anew: those whose head is built here and whose tail is built there, and the local one."""
         local = self._local
-        if local is None or self._fleet is None:
-            return
         self._plans = {
             edge.name: Plans(
                 [
@@ -104,7 +105,6 @@ class Planner:
 
     def _points(self, offer: Offer | None) -> tuple[Point, ...]:
         """The points of all plans; tails cost nothing as long as the server is unknown."""
-        assert self._local is not None
         alone = self._uses_latency_model_only
         heads = self._local.modelled_head_seconds if alone else self._local.head_seconds
         if offer is None:

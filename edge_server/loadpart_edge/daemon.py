@@ -93,7 +93,7 @@ class Daemon:
             board.start()
             try:
                 if await _unless(stop, scheduler.start()):
-                    gc.freeze()  # modules and manifests stay: collections need not look at them
+                    gc.freeze()  # modules and manifests live as long as the process; collections skip them now
                     service.ready = True
                     await self._set_health(_SERVING)
                     print(self._ready_line(endpoint, metrics_address), flush=True)  # the promised line

@@ -1,1 +1,1 @@
-"""Model formats: a file becomes a graph, a digest and segments. A format is a folder here and a line in `registry`."""
+"""Model formats: they read graph, digest and segments from a file. Each is a folder here and a line in `registry`."""

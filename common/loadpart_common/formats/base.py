@@ -1,4 +1,4 @@
-"""What a model format is to the rest of the project."""
+"""The interface of a model format."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class OpenModel(Protocol):
-    """A model's file, opened. An engine that takes the format may use more of it than is named here."""
+    """An open model file. Engines for one format may use more of its class than this interface."""
 
     @property
     def identity(self) -> Hashable:
-        """What tells the file apart from other files, and from what it was before a change."""
+        """A value that is different for every file, and changes when the file does."""
 
     @property
     def nbytes(self) -> int:
@@ -27,7 +27,7 @@ class OpenModel(Protocol):
         """The network.
 
         Raises:
-            ModelError: The file holds what cannot be cut; the message names the node.
+            ModelError: The network has a node that cannot be cut; the message names it.
         """
 
     def digest(self) -> str:
@@ -37,15 +37,15 @@ class OpenModel(Protocol):
         """A segment as a model of its own, in this format, for `batch` items; weights may be left empty."""
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Closes the file."""
 
 
 class ModelFormat(Protocol):
     """A format of model files.
 
     Attributes:
-        name: What manifests and the protocol call it.
-        suffix: How its files' names end, such as `.mindir`.
+        name: Its name in manifests and in the protocol.
+        suffix: Suffix of its files, such as `.mindir`.
     """
 
     name: str
@@ -56,5 +56,5 @@ class ModelFormat(Protocol):
 
         Raises:
             ModelNotFoundError: There is no such file.
-            ModelError: It is damaged, or of another format.
+            ModelError: The file is damaged, or of another format.
         """

@@ -24,5 +24,5 @@ FORMATS.register("mindir", _mindir)
 
 
 def format_of(path: Path) -> ModelFormat | None:
-    """The format of a file, by how its name ends; None when no format claims it."""
+    """The format of a file, by its suffix; None when no format has this suffix."""
     return next((FORMATS[name] for name in FORMATS if path.name.endswith(FORMATS[name].suffix)), None)

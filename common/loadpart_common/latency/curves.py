@@ -57,7 +57,7 @@ class Curves:
 
 
 def _through(layers: Array, extra: Array, anchors: Mapping[int, float]) -> Array:
-    """A curve through the anchors (position: seconds) whose layers' part rises between them as `layers` does."""
+    """A curve through the anchors (position: seconds) that rises between them in proportion to `layers`."""
     positions = np.array(sorted(anchors))
     values = np.maximum.accumulate([max(anchors[position] - extra[position], 0.0) for position in positions])
     if len(positions) == 1:

@@ -22,8 +22,8 @@ OTHER = str(Family.OTHER)
 def features(graph: Graph, layer: Layer) -> tuple[str, dict[str, float]]:
     """The row of the latency model that a layer belongs to, and what its seconds are linear in, for one item.
 
-    Every row has `calls` (1 a layer). Convolutions run as matrix products: a 1x1 one reads its input as it lies, a
-    larger or strided one gathers patches first (`patch_bytes`), a grouped one goes row by row.
+    Every row has `calls`, which is 1 for each layer. Convolutions run as matrix products: a 1x1 convolution reads its
+    input in place, a larger or strided one gathers patches first (`patch_bytes`), a grouped one works row by row.
     """
     family = layer.family
     output = layer.outputs[0]
@@ -59,7 +59,7 @@ def _convolution(
 
 
 def segment_features(graph: Graph, segment: Segment) -> dict[str, float]:
-    """What a segment costs beside its layers is linear in these."""
+    """The amounts that the cost of a segment beside its layers is linear in."""
     return {
         "calls": 1.0,
         "input_bytes": float(sum(graph.spec(value).nbytes(1) for value in segment.inputs)),

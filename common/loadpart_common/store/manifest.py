@@ -1,4 +1,4 @@
-"""What is to be known of a model without opening its file: digest, inputs, outputs, layers, labels."""
+"""Manifests: digest, inputs, outputs, layers and labels of a model, readable without opening its file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Manifest:
         """Reads what `to_bytes` wrote.
 
         Raises:
-            ModelError: It is something else; the message names `source`.
+            ModelError: The data is not a manifest; the message names `source`.
         """
         try:
             document = json.loads(data)
@@ -74,7 +74,7 @@ class Manifest:
 
 
 def outdated_labels(data: bytes) -> tuple[str, ...] | None:
-    """The labels of a manifest that an earlier release wrote; None when it is not one."""
+    """The labels of a manifest that an earlier release wrote; None when the data is no such manifest."""
     try:
         document = json.loads(data)
         return tuple(map(str, document["labels"])) if document["format"] < _FORMAT else None

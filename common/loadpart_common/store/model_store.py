@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model in a store: its file and its manifest, which belong together."""
+    """A model in a store: its file and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -39,17 +39,17 @@ class ModelStore:
         self.folder = folder
 
     def names(self) -> tuple[str, ...]:
-        """Names of the models, in order; whether they are sound shows when one is opened."""
+        """Names of the models, sorted; the files are not checked before a model is opened."""
         if not self.folder.is_dir():
             return ()
         return tuple(sorted(entry.name for entry in self.folder.iterdir() if _model_files(entry)))
 
     def open(self, name: str) -> StoredModel:
-        """A model, its file read once to check the digest; a missing or outdated manifest is made from the file.
+        """Opens a model: reads its file once to check the digest; a missing or outdated manifest is made from the file.
 
         Raises:
             ModelNotFoundError: There is no such model; the message lists those that there are.
-            ModelError: Its file or its manifest is damaged, or it holds what cannot be cut.
+            ModelError: Its file or its manifest is damaged, or the network cannot be cut.
         """
         files = _model_files(self.folder / name) if _NAME.fullmatch(name) else []
         if not files:
@@ -63,16 +63,16 @@ class ModelStore:
             manifest, labels = _read_manifest(path.with_name(MANIFEST))
             if manifest is None or manifest.digest != digest:
                 manifest = Manifest(name, model_format, digest, model.nbytes, model.graph, labels)
-                with contextlib.suppress(PermissionError):  # a read-only store still serves
+                with contextlib.suppress(PermissionError):  # a read-only store can still be served
                     write_atomically(path.with_name(MANIFEST), manifest.to_bytes())
         return StoredModel(path, manifest)
 
     def set_labels(self, name: str, labels: tuple[str, ...]) -> None:
-        """Gives a model the names of its classes.
+        """Sets the names of a model's classes.
 
         Raises:
             ModelNotFoundError: There is no such model.
-            ModelError: It is damaged.
+            ModelError: The model is damaged.
         """
         stored = self.open(name)
         manifest = replace(stored.manifest, labels=labels)
@@ -83,7 +83,7 @@ class ModelStore:
         """A path to write a model file to; it becomes the model of that name when the block ends without an error.
 
         Raises:
-            ModelError: The name cannot be that of a folder.
+            ModelError: The name is not valid as the name of a folder.
             SettingsError: There is no such format.
         """
         if not _NAME.fullmatch(name):

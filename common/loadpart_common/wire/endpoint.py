@@ -1,4 +1,4 @@
-"""Where a server is, and how one gets in."""
+"""The address of a server, and how to connect to it or listen on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server's endpoint. Settings are turned into one where they are read; nothing else opens channels or ports.
+    """A server's endpoint. All channels and ports are opened here; settings become endpoints as soon as they are read.
 
     Attributes:
         target: `HOST:PORT`, or another name that gRPC resolves, such as `dns:///edge:50051` or `unix:/run/edge.sock`.
@@ -28,14 +28,14 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str, field: str = "server") -> Endpoint:
-        """An endpoint as it is typed.
+        """Parses an endpoint as a user types it.
 
         Args:
             text: `HOST:PORT` or a gRPC target.
             field: Name of the setting, for the message.
 
         Raises:
-            SettingsError: It is neither.
+            SettingsError: The text is neither.
         """
         host, colon, port = text.rpartition(":")
         is_address = bool(host and colon and port.isdecimal() and int(port) <= _MOST_PORT)
@@ -48,16 +48,16 @@ class Endpoint:
         """Opens a channel, which connects when it is first used.
 
         Args:
-            max_message_bytes: Largest message to send or take.
+            max_message_bytes: Largest message to send or accept.
             options: Further settings of gRPC.
         """
         return grpc.insecure_channel(self.target, options=[*channel_options(max_message_bytes), *options])
 
     def bind(self, server: grpc.aio.Server) -> Endpoint:
-        """Has a server listen here; gives the actual endpoint, with the port that was free when 0 was asked for.
+        """Makes a server listen here; returns the actual endpoint, with a free port in place of port 0.
 
         Raises:
-            SettingsError: The port is in use, or the address is not this machine's.
+            SettingsError: The port is in use, or the address is not one of this machine.
         """
         try:
             port = server.add_insecure_port(self.target)

@@ -1,7 +1,7 @@
 """Messages with tensors, written and read with as few copies as possible.
 
-The field `tensors` of a message is mostly all of its bytes. Protobuf's own code would copy these twice in each
-direction, so this module writes and finds the field itself.
+The field `tensors` holds most of a message's bytes. Protobuf's own code would copy them twice in each direction, so
+this module writes and parses the field itself.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _MAX_RANK = 32  # numpy's
 _NUMBER_BY_DTYPE = {np.dtype(name): offload_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in DTYPES}
 _DTYPE_BY_NUMBER = {number: dtype for dtype, number in _NUMBER_BY_DTYPE.items()}
 
-_PREFIXES = 1024  # of tensors, kept: as many as there are cuts and outputs in use
+_PREFIXES = 1024  # cached ones: enough for all cuts and outputs in use
 _LAYOUTS = 256
 _LONGEST_PREFIX = 1024
 
 
 class EncodedTensor(NamedTuple):
-    """A tensor as it came in a message, not decoded yet.
+    """A tensor of a received message, not decoded yet.
 
     Attributes:
         dtype: Type of its elements.
         shape: Its shape.
-        data: Its elements as the codec wrote them; memory of the message's.
+        data: Its elements as the codec wrote them; a view of the message.
     """
 
     dtype: np.dtype[Any]
@@ -50,15 +50,15 @@ class EncodedTensor(NamedTuple):
 
 
 def with_tensors(message: Message, arrays: Iterable[Array], codec: Codec) -> bytes:
-    """A message, written, with arrays as its field `tensors`.
+    """Serialises a message with arrays as its field `tensors`.
 
-    The arrays' memory is copied once, into the result; building a message of them first would copy it twice more.
+    The arrays' memory is copied once, into the result; building a protobuf message of them would copy it twice more.
     """
     return b"".join([message.SerializeToString(), *tensor_pieces(type(message), arrays, codec)])
 
 
 def tensor_pieces(kind: type[Message], arrays: Iterable[Array], codec: Codec) -> list[Buffer]:
-    """The field `tensors` of a kind of message, written, in pieces that may be the arrays' own memory."""
+    """The serialised field `tensors` of a kind of message, in pieces that may be the arrays' own memory."""
     pieces: list[Buffer] = []
     for array in arrays:
         data = codec.encode(array)
@@ -68,14 +68,14 @@ def tensor_pieces(kind: type[Message], arrays: Iterable[Array], codec: Codec) ->
 
 @functools.lru_cache(_PREFIXES)
 def _tensor_prefix(kind: type[Message], dtype: np.dtype[Any], shape: tuple[int, ...], nbytes: int) -> bytes:
-    """What stands before a tensor's elements, which take so many bytes."""
+    """The serialised bytes before a tensor's elements, which take `nbytes`."""
     head = offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[dtype], shape=shape).SerializeToString()
     head += field_prefix(offload_pb2.Tensor.DATA_FIELD_NUMBER, nbytes)
     return field_prefix(kind.DESCRIPTOR.fields_by_name["tensors"].number, len(head) + nbytes) + head
 
 
 def read_message(kind: type[M], data: bytes) -> tuple[M, list[EncodedTensor]]:
-    """Reads what `with_tensors` wrote: the message without its tensors, and these as they came.
+    """Reads what `with_tensors` wrote: the message without its tensors, and the tensors, not decoded yet.
 
     Args:
         kind: Type of the message.
@@ -97,9 +97,9 @@ def decode(tensors: Sequence[EncodedTensor], codec: Codec, *, copy: bool = False
     """Tensors as arrays.
 
     Args:
-        tensors: What came.
+        tensors: The tensors of a received message.
         codec: The codec that wrote them.
-        copy: Whether the arrays have memory of their own, to write into; if not, they may be over the message's.
+        copy: Whether the arrays get writable memory of their own; if not, they may be views of the message.
 
     Raises:
         InputError: The bytes of a tensor do not fit its type and shape.
@@ -114,7 +114,7 @@ def decode(tensors: Sequence[EncodedTensor], codec: Codec, *, copy: bool = False
 
 
 def check(tensors: Sequence[EncodedTensor], codec: Codec) -> None:
-    """Refuses tensors whose bytes cannot be what their types and shapes say; decodes nothing.
+    """Refuses tensors whose bytes do not fit their types and shapes, without decoding them.
 
     Raises:
         InputError: The bytes of a tensor do not fit its type and shape.
@@ -127,20 +127,21 @@ def check(tensors: Sequence[EncodedTensor], codec: Codec) -> None:
 
 
 class _Layout(NamedTuple):
-    """Where the tensors of a message are, which come after all its other fields.
+    """The places of a message's tensors, which come after all its other fields.
 
-    Messages of one length mostly have the same, so it is looked for there before a message is walked over.
+    Messages of the same length mostly have the same layout, so the last one of that length is tried before the fields
+    of a message are parsed one by one.
 
     Attributes:
         head_bytes: Bytes of the other fields.
-        tensors: For each tensor what stands before its elements, where these start and end, their type, the shape.
+        tensors: For each tensor: the bytes before its elements, start and end of these, element type, and shape.
     """
 
     head_bytes: int
     tensors: list[tuple[bytes, int, int, np.dtype[Any], tuple[int, ...]]]
 
     def message(self, kind: type[M], data: bytes) -> M | None:
-        """The other fields of a message of the same length; None if its layout is another one."""
+        """The other fields of a message of the same length; None if its layout differs."""
         position = self.head_bytes
         for prefix, start, end, _, _ in self.tensors:
             if data[position:start] != prefix:
@@ -157,7 +158,7 @@ _layouts: dict[tuple[type[Message], int], _Layout] = {}
 
 
 def _read_layout(kind: type[M], data: bytes) -> tuple[M, _Layout]:
-    """A message without its tensors, and where these are; kept for others like it.
+    """Parses a message; returns it without its tensors, and its layout, which is kept for messages of this length.
 
     Raises:
         RequestError: The bytes are not such a message.
@@ -190,7 +191,7 @@ def _read_layout(kind: type[M], data: bytes) -> tuple[M, _Layout]:
 
 
 def _read_tensor(view: memoryview, start: int, end: int) -> tuple[offload_pb2.Tensor, int, int]:
-    """A tensor's type and shape, and where its elements are."""
+    """A tensor's type and shape, and start and end of its elements."""
     rest, data_start, data_end = [], end, end
     for field, field_start, value, field_end in fields(view, start, end):
         if field == offload_pb2.Tensor.DATA_FIELD_NUMBER:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 DEFAULT_MAX_MESSAGE_BYTES = 256 << 20
-"""Largest message that either side takes; the largest tensor of the six networks at a cut has 13 MB."""
+"""Largest message that either side accepts; the largest tensor at a cut of the six networks has 13 MB."""
 
 BACKLOG_WINDOW_SECONDS = 0.3
-"""Window of the mean backlog in a status: some jobs long, and soon over when a load ends."""
+"""Window of the mean backlog in a status: it spans several jobs, and forgets a load soon after its end."""
 
 _MESSAGE_OVERHEAD_BYTES = 64 << 10
 
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Settings of a channel or a server."""
-    limit = max_message_bytes + _MESSAGE_OVERHEAD_BYTES  # the bound is on tensors; names and shapes come on top
+    limit = max_message_bytes + _MESSAGE_OVERHEAD_BYTES  # the limit is for tensors; names and shapes are extra
     return [
         ("grpc.max_receive_message_length", limit),
         ("grpc.max_send_message_length", limit),
-        # Retries would buffer what is sent; a tensor is larger than the buffer, and the SDK has its own fall-back.
+        # Retries would buffer each request, but tensors exceed the buffer; the SDK falls back to computing locally.
         ("grpc.enable_retries", 0),
     ]

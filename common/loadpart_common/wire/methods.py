@@ -1,4 +1,4 @@
-"""The methods of the service, as the contract in `protos/` has them."""
+"""The methods of the service, as defined in `protos/`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERVICE = "loadpart.v1.Offload"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method of the service, as the contract has it."""
+    """A method of the service, as defined in `protos/`."""
 
     name: str
     request: type[Message]
@@ -43,5 +43,5 @@ METHODS = {
 
 
 def serialise(message: Message | bytes) -> bytes:
-    """A message as bytes; one that is written already stays as it is."""
+    """A message as bytes; bytes are returned unchanged."""
     return message if isinstance(message, bytes) else message.SerializeToString()

@@ -1,7 +1,7 @@
 """Errors as gRPC statuses, and back.
 
-A status carries the error's message, and in trailing metadata the code of the error, which tells the receiver which
-error was meant. Statuses without a code come from gRPC itself or from a proxy.
+A status carries the error's message and, in trailing metadata, the error's code, from which the receiver raises the
+same error again. Statuses without a code come from gRPC itself or from a proxy.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def metadata_of(error: OffloadError) -> Metadata:
 
 
 def error_of(error: grpc.RpcError) -> OffloadError:
-    """Turns what gRPC raised into the error that the server meant, by its code, or else by the status."""
+    """Converts an error of gRPC into the one that the server raised, by its code, or else by the status."""
     if not isinstance(error, grpc.Call):
         return InternalError(str(error))
     metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
@@ -96,7 +96,7 @@ def error_of(error: grpc.RpcError) -> OffloadError:
 
 
 def _seconds(text: str | None) -> float | None:
-    """A waiting time that a server sent; None when there is none, or it is not one that a client should keep to."""
+    """The waiting time that a server sent; None when there is none, or when it is invalid or too long."""
     try:
         seconds = float(text) if text is not None else math.nan
     except ValueError:

@@ -30,7 +30,7 @@ DEVICE = uuid.uuid4().hex
 
 _KEEPALIVE_MILLISECONDS = 20_000
 _RECONNECT_MILLISECONDS = 2_000
-_REQUESTS = 256  # kept without their tensors: one for each cut in use
+_REQUESTS = 256  # kept without their tensors, one for each plan in use
 
 
 class TailReply(NamedTuple):
@@ -80,10 +80,10 @@ class Connection:
         self._channel = endpoint.connect(
             max_message_bytes,
             [
-                # A silent link must not look alive for minutes.
+                # Keep-alive pings find out within half a minute that a silent link is dead.
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_MILLISECONDS // 2),
-                # A server that is back should be found soon; the default waits up to two minutes.
+                # Reconnect soon after a server is back; the default waits up to two minutes.
                 ("grpc.max_reconnect_backoff_ms", _RECONNECT_MILLISECONDS),
             ],
         )

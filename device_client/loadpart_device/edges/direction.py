@@ -28,7 +28,7 @@ _SAME = 0.15
 """Readings within 15 % plus 2 ms belong to one link; two successive ones outside mean that the link has changed."""
 
 _LARGEST_BURST_SHARE = 0.75
-_LEAST_SECONDS_PER_BYTE = 1e-11  # 800 Gbit/s: what a clock cannot tell from nothing
+_LEAST_SECONDS_PER_BYTE = 1e-11  # 800 Gbit/s, below the resolution of a clock
 
 
 class Direction:
@@ -51,10 +51,15 @@ class Direction:
         self._readings: deque[tuple[float, float]] = deque(maxlen=TRANSFERS)  # seconds a byte, bytes
 
     def record(self, nbytes: int, seconds: float, idle_seconds: float) -> float | None:
-        """Takes in a transfer that began so many seconds after the end of the last one.
+        """Takes in a transfer.
+
+        Args:
+            nbytes: Its bytes.
+            seconds: How long it took, without the round trip.
+            idle_seconds: Between the end of the previous transfer and its start.
 
         Returns:
-            Its seconds a byte; None if so much of it went through at once that it tells nothing.
+            Its seconds a byte; None if the burst covers so much of it that the rest is too short to measure.
         """
         beyond = nbytes - min(self.burst_bytes, nbytes * _LARGEST_BURST_SHARE)
         rate = seconds / beyond
@@ -73,7 +78,7 @@ class Direction:
         )
 
     def record_pair(self, first: tuple[int, float], second: tuple[int, float]) -> None:
-        """Takes in two transfers in a row, bytes and seconds each: the second one finds the bucket empty."""
+        """Takes in two transfers in a row, bytes and seconds each: the second one starts with an empty bucket."""
         self.probed = second[1] / second[0]
         self._add(self.probed, second[0])
         rate = self.seconds_per_byte or _LEAST_SECONDS_PER_BYTE
@@ -96,8 +101,8 @@ class Direction:
             before = _weighted_median(list(self._readings)[:-1])
             alike = same_within(before, nbytes)
             if min(last[0], rate) > before + alike or max(last[0], rate) < before - alike:
-                self._readings.clear()  # twice in a row, the same way: it is another link now
-                if abs(last[0] - rate) < same_within(rate, nbytes):  # if not, the link was changing when it was read
+                self._readings.clear()  # two in a row deviate the same way: the link has changed
+                if abs(last[0] - rate) < same_within(rate, nbytes):  # otherwise the link changed during that reading
                     self._readings.append(last)
         self._readings.append((rate, nbytes))
         self.seconds_per_byte = middle = _weighted_median(self._readings)
@@ -105,7 +110,7 @@ class Direction:
 
 
 def _weighted_median(readings: Iterable[tuple[float, float]]) -> float:
-    """Median of rates, each of which counts as its bytes do: a delay of a millisecond hides in a long transfer."""
+    """Median of rates, weighted by bytes, because a delay of a millisecond matters less in a long transfer."""
     ordered = sorted(readings)
     half, passed = sum([nbytes for _, nbytes in ordered]) / 2, 0.0
     for position, (rate, nbytes) in enumerate(ordered):

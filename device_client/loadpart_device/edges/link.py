@@ -9,13 +9,13 @@ class LinkReading(NamedTuple):
     """A state of the link.
 
     Attributes:
-        round_trip_seconds: What a request takes that carries no bytes to speak of, there and back.
+        round_trip_seconds: Time of a request that carries hardly any bytes, there and back.
         seconds_per_byte: Of the uplink; the inverse of its bandwidth.
-        free_bytes: That the uplink would carry at once now.
+        free_bytes: Bytes of a burst that the uplink would carry at once now.
         down_seconds_per_byte: Of the downlink; that of the uplink as long as it has not been measured.
-        down_free_bytes: That the downlink would carry at once.
-        naive_bytes_per_second: Mean of bytes over seconds of the latest transfers, round trips and all: what a
-            simpler estimator would take for the bandwidth.
+        down_free_bytes: Bytes of a burst that the downlink would carry at once.
+        naive_bytes_per_second: Mean of bytes over seconds of the latest transfers, round trips included, as a simpler
+            estimator computes the bandwidth.
     """
 
     round_trip_seconds: float

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 _ROUND_TRIPS = 8
 _CHECKED = 0.25  # by which a checking probe may differ: most of it goes through at once
 _QUICK_SECONDS = 0.05
-_LEAST_SECONDS = 1e-6  # what a clock tells at all
+_LEAST_SECONDS = 1e-6  # the resolution of a clock
 
 
 class LinkEstimator:
-    """The least of the latest round trips, since all noise adds to them, and weighted medians of the latest bandwidths.
+    """Takes the least of the latest round trips, since noise only ever adds, and the weighted median of the rates.
 
-    One odd transfer moves nothing; two in a row that agree are believed. Thread-safe.
+    One odd transfer changes nothing; after two in a row that agree, the link counts as changed. Thread-safe.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class LinkEstimator:
         self.forget()
 
     def forget(self) -> None:
-        """Drops all readings: the link is another one now."""
+        """Drops all readings, because the link has changed."""
         with self._lock:
             self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
             self._up, self._down = Direction(), Direction()
@@ -50,7 +50,7 @@ class LinkEstimator:
         Args:
             up_bytes: Bytes that it carried up.
             down_bytes: Bytes that it carried down.
-            seconds: On the way, both ways, without what the server took.
+            seconds: Time on the link, both ways: the request's time less the server's own.
         """
         with self._lock:
             now = self._clock()
@@ -92,7 +92,7 @@ class LinkEstimator:
         """Takes in a single probe, which has just ended, of not many more bytes than the bucket holds.
 
         Returns:
-            Whether it took as long as the readings say; then they are fresh.
+            Whether it took as long as the readings predict; then their age starts anew.
         """
         with self._lock:
             now, rate = self._clock(), self._up.seconds_per_byte
@@ -116,9 +116,9 @@ class LinkEstimator:
 
     @property
     def deviation(self) -> float:
-        """By what share a byte took longer at the last reading of the uplink, which is believed if another agrees.
+        """By what share the last reading of the uplink was slower than the estimate; 0 when they agree.
 
-        Below 0 if it was quicker; 0 if it was as before.
+        Below 0 when it was faster. A second reading that agrees with it will change the estimate.
         """
         return self._up.deviation
 
@@ -128,9 +128,9 @@ class LinkEstimator:
         return self._clock() - self._read_at
 
     def _learn_extra(self, nbytes: int, transfer: float, rate: float, idle: float) -> None:
-        """Learns what a request takes beyond a small one and its bytes: it is made while the caches are cold.
+        """Learns what a large request costs beyond a small one and its bytes: its code runs while caches are cold.
 
-        It shows where the bytes take so little time that their rate, known from probes, leaves a rest.
+        Measurable only on fast links, where the time of the bytes, known from probes, is small against that cost.
         """
         probed = self._up.probed
         if probed and transfer < _QUICK_SECONDS and abs(rate - probed) < same_within(probed, nbytes):
@@ -138,7 +138,7 @@ class LinkEstimator:
             self._extra = max(statistics.median(self._extras), 0.0)
 
     def _update(self) -> None:
-        """Makes the reading that holds from when the buckets are full; it is replaced as a whole, and needs no lock."""
+        """Makes the reading for full buckets anew. It is replaced as a whole, so that reading it needs no lock."""
         up, down = self._up, self._down
         if self._least_round_trip is None or up.seconds_per_byte is None:
             self._known = (None, 0.0)

@@ -118,8 +118,8 @@ class Prober:
     def _measure(self) -> float:
         """Times small requests, and two or three large ones in a row, as large as the link is quick.
 
-        On a thin link, where these would have to be rare, the first one is hardly larger than what goes through at
-        once, and the others follow only if it tells that the link is not what it was.
+        On a thin link large probes would have to be rare. There the first one is hardly larger than the burst, and the
+        others follow only if its time shows that the link has changed.
 
         Returns:
             Seconds that the link, or the busier direction of it, was taken up.
@@ -135,7 +135,9 @@ class Prober:
         first = (sent, self._probe_up(sent))
         if not is_thin or self._link.deviation or not self._link.check(*first):
             sent += self._follow_up(first, self._probe_up, down=False)
-            if self._link.deviation < 0:  # nothing makes a link look quicker than it is; if slower, it may be in use
+            if (
+                self._link.deviation < 0
+            ):  # a link never looks faster than it is; one that looks slower may only be in use
                 sent += self._follow_up(first, self._probe_up, down=False)
         reading = self._link.reading
         taken = sent * reading.seconds_per_byte if reading else time.monotonic() - started
@@ -155,7 +157,9 @@ class Prober:
         scale = max(_PROBE_SECONDS / max(first[1], _LEAST_PROBE_SECONDS), 1.0)
         size = sent = int(min(first[0] * scale, _LARGEST_PROBE_BYTES))
         seconds = probe(size)
-        if seconds < _SURE_SECONDS:  # a delay of some milliseconds would show, and delays only ever add
+        if (
+            seconds < _SURE_SECONDS
+        ):  # a delay of some milliseconds would matter; delays only ever add, so the shorter time is right
             seconds, sent = min(seconds, probe(size)), 2 * size
         self._link.record_pair(first, (size, seconds), down=down)
         return sent

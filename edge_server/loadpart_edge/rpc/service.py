@@ -1,4 +1,4 @@
-"""The gRPC service: converts, calls, converts back."""
+"""The gRPC service: it converts a request, calls, and converts the result back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load accounts: means of the backlog, and what one more job would cost the others."""
+"""Load accounts: the mean backlog, and the waiting that one more job would cause to others."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _FULL = 0.95  # an occupancy beyond which the mean of some seconds is too coarse
 
 
 class TimeMean:
-    """Mean over time of a figure that falls at a steady slope, to no less than 0, between the moments when it jumps.
+    """Mean over time of a figure that falls at a constant slope, never below 0, and jumps now and then.
 
-    An exponential window: the same weight to each moment, not to each change.
+    Moments are weighted by an exponential window, however many changes fall into them.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Has the calling thread flush denormal numbers to zero, as MindSpore's own threads do.
+"""Makes the calling thread flush denormal numbers to zero, as MindSpore's own threads do.
 
-A kernel of MindSpore runs on one of its own threads, which flush denormals, or on the thread that runs the graph, which
-by default does not; which of them it is changes from run to run, and with it every result below 1.2e-38. With all of
-them flushing, equal inputs give equal bits.
+A kernel of MindSpore runs either on one of MindSpore's own threads, which flush denormals, or on the thread that runs
+the graph, which by default does not. The choice changes from run to run, and with it every result below 1.2e-38. When
+all threads flush, equal inputs give equal bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT_BYTES = 64  # more than glibc's fenv_t on any machine
 _REGISTERS = {
-    # machine: (offset in glibc's fenv_t of the register that has the bits, the bits)
+    # machine: (offset of the control register in glibc's fenv_t, the bits to set in it)
     "x86_64": (28, 1 << 15 | 1 << 6),  # MXCSR: flush results to zero, take denormal inputs as zero
     "aarch64": (0, 1 << 24),  # FPCR: both
 }
@@ -29,7 +29,7 @@ _register = _REGISTERS.get(platform.machine())
 
 @contextlib.contextmanager
 def flushed() -> Iterator[None]:
-    """Flushes denormals within the block, on this thread; does nothing on a machine that it does not know."""
+    """Flushes denormals within the block, on this thread; does nothing on an unknown type of machine."""
     if _register is None:
         yield
         return

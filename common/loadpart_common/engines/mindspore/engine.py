@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
 
 _FIXED_BYTES = 1 << 20
-"""What a compiled segment takes beside the values that flow through it."""
+"""Memory of a compiled segment besides the values that flow through it."""
 
 _configured_threads: int | None = None
 
@@ -58,13 +58,13 @@ class MindSporeModel:
         return sum(weight.nbytes for weight in self._weights.values())
 
     def compile(self, segment: Segment, batch: int) -> MindSporeSegment:
-        """Makes a segment ready; the weights in it are the model's, not copies."""
+        """Compiles a segment, which shares the model's weights."""
         graph = self._file.graph
         specs = [graph.spec(value) for value in segment.inputs]
         prefix = f"{self._file.program.model.graph.name}:"
         try:
             cell = self._engine.load_cell(self._file.write_segment(segment, batch))
-            # The loaded graph holds empty weights of its own; giving their place to the model's shares them.
+            # The loaded graph has empty weights; they are replaced by the model's, which all segments share.
             for parameter in cell.get_parameters():
                 parameter.set_data(self._weight(prefix + parameter.name))
             layers = graph.layers[segment.first : segment.stop]
@@ -100,10 +100,11 @@ class MindSporeEngine(Engine):
     threads_fixed_for_process = True
 
     def __init__(self, *, threads: int, cores: Collection[int] | None = None) -> None:
-        """Starts MindSpore, and binds the calling thread, and all that MindSpore starts, to as many cores as threads.
+        """Starts MindSpore, and binds the calling thread and MindSpore's threads to as many cores as there are threads.
 
-        MindSpore's own setting bounds the threads of one operator only. How it shares out an operator's work, and with
-        it the last bit of a result, depends on the cores that it sees, so both sides must see equally many.
+        MindSpore's own setting only limits the threads of one operator. How MindSpore divides an operator's work
+        depends on the number of cores that it may use, and so does the last bit of a result. Device and server must
+        therefore use equally many.
         """
         os.sched_setaffinity(0, cores or sorted(os.sched_getaffinity(0))[:threads])
         prepare_import()
@@ -121,12 +122,15 @@ class MindSporeEngine(Engine):
         """Name and version."""
         return f"{cls.name} {importlib.metadata.version('mindspore')}"
 
-    def load(self, model: MindIRModel) -> MindSporeModel:  # type: ignore[override]  # of the one format that it takes
-        """Takes in a MindIR model."""
+    def load(self, model: MindIRModel) -> MindSporeModel:  # type: ignore[override]  # the engine takes one format only
+        """Loads a MindIR model."""
         return MindSporeModel(self, model)
 
     def close(self) -> None:
-        """Removes what was written; cells are dropped before, as MindSpore's own cleaning up at exit is noisy."""
+        """Removes the files that the engine wrote.
+
+        Cells must be dropped before, because MindSpore prints messages when it cleans them up at exit.
+        """
         self._folder.cleanup()
 
     def tensor(self, array: Array) -> Any:
@@ -136,7 +140,7 @@ class MindSporeEngine(Engine):
         return self._mindspore.Tensor.from_numpy(array)
 
     def load_cell(self, mindir: bytes) -> Any:
-        """A MindIR model as a cell. MindSpore reads files only."""
+        """A MindIR model as a cell. It is written to a file, because MindSpore only reads files."""
         path = Path(self._folder.name) / "segment.mindir"
         path.write_bytes(mindir)
         try:
@@ -155,7 +159,7 @@ class MindSporeEngine(Engine):
 
 
 def _set_threads(mindspore: Any, threads: int) -> None:
-    """Sets the number of threads, which MindSpore takes once in a process's life."""
+    """Sets the number of threads, which MindSpore accepts only once in a process."""
     global _configured_threads  # noqa: PLW0603  # it is the process's
     if _configured_threads is None:
         mindspore.device_context.cpu.op_tuning.threads_num(threads)

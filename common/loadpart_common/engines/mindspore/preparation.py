@@ -8,6 +8,6 @@ from loadpart_common.engines.mindspore import protobuf_loader
 
 
 def prepare_import() -> None:
-    """Has MindSpore log errors only, and its protobuf modules load beside a current protobuf runtime."""
+    """Makes MindSpore log only errors, and makes its protobuf modules load with a current protobuf runtime."""
     os.environ.setdefault("GLOG_v", "3")
     protobuf_loader.install()

@@ -1,8 +1,8 @@
 """Whether a model that was exported for one batch size may be run with another.
 
-Shapes in a file are those of the batch that it was exported with. Most operators do not care, but some have a size
-written into them: a reshape to (1, 9216), a slice up to row 1. A wrong guess would give wrong answers, so an operator
-that is not known to be free binds the model to its batch.
+Shapes in a file are those of the batch that it was exported with. Most operators work for any batch size, but some have
+a size written into them: a reshape to (1, 9216), a slice up to row 1. A wrong guess would give wrong answers, so a
+model may run with another batch size only if all its operators are known to work for any.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ _FREE = frozenset(
 _AXIS_SECOND = frozenset(
     {"Concat", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "MeanExt", "Softmax", "LogSoftmax", "Split"}
 )
-"""Operators whose second input (or setting) names axes; free when these leave the batch alone."""
+"""Operators whose second input (or setting) names axes; any batch size works if the batch axis is not among them."""
 
 
 class Nodes(Protocol):
-    """What is to be known of a program's nodes, by their names."""
+    """The properties of a program's nodes that the check needs; nodes are given by name."""
 
     def kind(self, name: str) -> str:
         """Operator kind."""
 
     def inputs(self, name: str) -> Sequence[str]:
-        """Names of what it takes."""
+        """Names of its inputs."""
 
     def constant(self, name: str) -> tuple[int, ...] | None:
-        """The integers of a constant; None when it is no such constant."""
+        """The integers of a constant; None when the node is no constant of integers."""
 
     def settings(self, name: str, *keys: str) -> tuple[int, ...]:
-        """The integers of the first setting among `keys` that it has."""
+        """The integers of the first setting among `keys` that the node has."""
 
     def members(self, name: str) -> Iterator[str]:
-        """The names that a tuple packs; the name itself when it is none."""
+        """The names that a tuple packs; the name itself when it is no tuple."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape for one item of the batch."""
@@ -74,6 +74,6 @@ def allows_any_batch(program: Nodes, name: str) -> bool:
 
 
 def _first_shape(program: Nodes, name: str) -> tuple[int, ...]:
-    """Shape of the first tensor that a node takes."""
+    """Shape of a node's first input."""
     source = next(program.members(program.inputs(name)[0]))
     return program.shape(source) or ()

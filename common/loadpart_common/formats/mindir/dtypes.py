@@ -15,6 +15,6 @@ DTYPE_BY_NUMBER = {
     13: "uint64",
     17: "float64",
 }
-"""Names as numpy has them; types that numpy lacks (bfloat16, strings, complex numbers in files) are not served."""
+"""Element types by number, named as in numpy; bfloat16, strings and complex numbers are not supported."""
 
 NUMBER_BY_DTYPE = {name: number for number, name in reversed(DTYPE_BY_NUMBER.items())}

@@ -1,4 +1,4 @@
-"""A MindIR file, mapped into memory: its structure parsed, its weights left where they are."""
+"""A MindIR file, mapped into memory: its structure is parsed, its weights stay in the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TENSOR_RAW_DATA = mindir_pb2.Tensor.RAW_DATA_FIELD_NUMBER
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """Where a weight's elements lie in a file."""
+    """The place of a weight's elements in a file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -42,9 +42,9 @@ class ModelFile:
 
     Attributes:
         path: The file.
-        identity: What tells it apart from other files, and from what it was before a change.
+        identity: A value that is different for every file, and changes when the file does.
         structure: The message without the elements of its weights.
-        weights: Where these are, by the name that the file gives them (`GRAPH:NAME`).
+        weights: The place of each weight, by its name in the file (`GRAPH:NAME`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class ModelFile:
 
         Raises:
             ModelNotFoundError: There is no such file.
-            ModelError: It is no MindIR, is cut short, or keeps its weights in other files.
+            ModelError: The file is not MindIR, is cut short, or keeps its weights in other files.
         """
         self.path = path
         try:
@@ -98,7 +98,7 @@ class ModelFile:
         return np.frombuffer(self._map, weight.dtype, count, weight.offset).reshape(weight.shape).copy()
 
     def release_pages(self) -> None:
-        """Tells the system that what was read of the file need not stay in memory."""
+        """Lets the system drop pages of the file that were read from memory."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class ModelFile:
         self._map.close()
 
     def _parse(self) -> None:
-        """Parses everything but the elements of the weights: these are most of the file and would be copied twice."""
+        """Parses all but the elements of the weights: these are most of the file, and parsing would copy them twice."""
         with memoryview(self._map) as view:
             for number, start, value, end in fields(view, 0, len(view)):
                 if number == _MODEL_GRAPH:

@@ -1,7 +1,7 @@
 """Floating-point operations of MindIR's operators.
 
-A multiply-add counts as two operations, as in the literature on inference cost (for example Canziani et al. 2016 count
-the same way once doubled). Elementwise operators count one an element of what they give; operators that only move
+A multiply-add counts as two operations; literature that counts multiply-adds (for example Canziani et al. 2016) gives
+half as many. Elementwise operators count one operation for each element of their output; operators that only move
 elements count none.
 """
 
@@ -27,21 +27,21 @@ _REDUCES = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "Mean
 
 
 def flops(kind: str, inputs: Sequence[Shape], output: Shape, kernel: Shape) -> int:
-    """Operations of one run of an operator.
+    """Number of operations of one run of an operator.
 
     Args:
         kind: Operator kind, such as `Conv2D`.
         inputs: Shapes of its tensor inputs, weights among them.
         output: Shape of its first output.
-        kernel: Its window, for operators that slide one.
+        kernel: Shape of its window, for operators with a sliding window.
     """
     elements = math.prod(output)
     if kind in _MOVES:
         return 0
     if kind.startswith(("Conv", "DepthwiseConv")) and len(inputs) > 1:
-        return 2 * elements * math.prod(inputs[1][1:])  # of the weight: input channels a group, kernel height and width
+        return 2 * elements * math.prod(inputs[1][1:])  # weight: input channels of a group, kernel height and width
     if kind.startswith(("MatMul", "BatchMatMul", "Dense", "LinearExt")) and inputs:
-        # Of m x k times k x n, with any transposition: k = sqrt(m k * k n / (m n)).
+        # A product of m x k and k x n, transposed or not: k = sqrt(m k * k n / (m n)).
         matrices = math.prod(output[:-2]) or 1
         left, right = (math.prod(shape) for shape in inputs[:2])
         right_matrices = matrices if len(inputs[1]) > 2 else 1

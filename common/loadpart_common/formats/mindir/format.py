@@ -1,4 +1,4 @@
-"""The format as the rest of the project sees it."""
+"""The interface of the MindIR format for the rest of the project."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class MindIRModel(ModelFile):
     """A MindIR file, opened; see `formats.base.OpenModel`.
 
     Attributes:
-        program: What the file says; read when it is first asked for.
+        program: The nodes of the file; interpreted at the first access.
     """
 
     @cached_property
     def program(self) -> Program:
-        """The nodes, understood.
+        """The nodes, interpreted.
 
         Raises:
-            ModelError: There are nodes that cannot be served; the message names one.
+            ModelError: Some nodes are not supported; the message names one.
         """
         return Program(self.structure)
 
@@ -37,7 +37,7 @@ class MindIRModel(ModelFile):
         return self.program.graph
 
     def write_segment(self, segment: Segment, batch: int) -> bytes:
-        """A segment as a MindIR model whose weights are named and empty."""
+        """A segment as a MindIR model; its weights are named but empty."""
         return write_segment(self.program, segment, batch).SerializeToString()
 
 

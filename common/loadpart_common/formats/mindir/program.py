@@ -1,4 +1,4 @@
-"""The main function of a MindIR file: which nodes are layers, what flows between them, and what forbids cutting.
+"""The main function of a MindIR file: its layers, the tensors that flow between them, and the forbidden cuts.
 
 Nodes are constants, helpers (`Load` reads a weight, `MakeTuple` and `TupleGetItem` pack and unpack, `UpdateState` and
 `Depend` order memory effects with a token, the monad) or operators. An operator that depends on an input of the
@@ -40,14 +40,14 @@ def is_packed(tree: Tree) -> TypeGuard[tuple[Tree, ...]]:
 
 
 class Output(NamedTuple):
-    """An output of the program: the name of its value, and the monads that must be reached first."""
+    """An output of the program: the name of its value, and the monads that must be computed before it."""
 
     name: str
     monads: tuple[str, ...]
 
 
 class Program:
-    """A MindIR model, understood.
+    """The nodes of a MindIR model, interpreted.
 
     Attributes:
         model: The message, without the elements of its weights.
@@ -56,21 +56,21 @@ class Program:
         layer_of: Index of each layer, by the name of its node.
         outputs: The outputs, flattened.
         effects: Indices of the layers that change memory.
-        graph: The format-neutral view.
+        graph: The network as a format-neutral graph.
     """
 
     def __init__(self, model: mindir_pb2.Model) -> None:
         """Reads a model.
 
         Raises:
-            ModelError: It has control flow, dynamic shapes other than the batch, or weights that it changes; the
+            ModelError: The model has control flow, dynamic shapes other than the batch, or weights that it changes; the
                 message names the node.
         """
         self.model = model
         try:
             self._read(model)
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-            # A damaged file may parse as a message and still make no sense, in more ways than can be listed.
+            # A damaged file may parse as a message and still be invalid, in more ways than can be listed.
             raise ModelError(f"the model is damaged: {error!r}") from error
 
     def _read(self, model: mindir_pb2.Model) -> None:
@@ -97,7 +97,7 @@ class Program:
         return self._kinds.get(name, "")
 
     def inputs(self, name: str) -> Sequence[str]:
-        """Names of what a node takes."""
+        """Names of a node's inputs."""
         return self.nodes[name].input
 
     def is_input(self, name: str) -> bool:
@@ -121,7 +121,7 @@ class Program:
             yield name
 
     def constant(self, name: str) -> tuple[int, ...] | None:
-        """The integers of a constant (one for a scalar), or None when a name is no such constant."""
+        """The integers of a constant (one for a scalar); None when the name is no constant of integers."""
         if self.kind(name) != "Constant":
             return None
         (attribute,) = self.nodes[name].attribute
@@ -189,7 +189,7 @@ class Program:
     def _operator_tree(self, node: mindir_pb2.Node) -> Tree:
         changes_memory = any(source in self._monads for source in node.input)
         if not changes_memory and all(self._trees[source] is None for source in node.input):
-            return None  # made of weights and constants: each side makes it for itself
+            return None  # made of weights and constants: each side computes it
         weight = next((source for source in node.input if changes_memory and source in self._parameters), None)
         if weight is not None:
             raise ModelError(
@@ -262,7 +262,7 @@ class Program:
         )
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor for one item of the batch, or None for what is no tensor."""
+        """Shape of a tensor for one item of the batch; None when the name is no tensor."""
         if name in self._inputs:
             dims: tuple[int, ...] = tuple(self.model.graph.input[self._inputs[name].element].tensor.dims)
         elif name in self._parameters:
@@ -281,7 +281,7 @@ class Program:
         return name if name in self._parameters else None
 
     def _batch(self, used: set[Value]) -> int | None:
-        """The batch size in the file when tensors may have another one (or `BATCH` when it is open); None if not."""
+        """The batch size in the file, `BATCH` if it is open, or None if the network needs exactly the file's shapes."""
         sizes = {tuple(info.tensor.dims)[:1] for info in self.model.graph.input}
         if len(sizes) != 1 or sizes == {()}:
             return None
@@ -296,9 +296,9 @@ class Program:
         return batch if leading and all(allows_any_batch(self, node.name) for node in self.layer_nodes) else None
 
     def _barrier(self, index: int, uses: list[tuple[Value, ...]], outputs: list[Value]) -> Barrier:
-        """The stretch that shares memory with a layer that changes it.
+        """The stretch of layers that shares memory with a layer that changes it.
 
-        It goes from the makers of what that layer takes to the last layer that reads these.
+        It runs from the layers that compute that layer's inputs to the last layer that reads these.
         """
         shared = set(uses[index])
         first = min((value.layer for value in shared), default=index)
@@ -319,7 +319,7 @@ def _integers(attribute: mindir_pb2.Attribute) -> Iterator[int]:
 
 
 def _shapes(node: mindir_pb2.Node) -> Iterator[mindir_pb2.Tensor]:
-    """Shape and type of what a node gives; several for a tuple."""
+    """Shape and type of a node's output; several for a tuple."""
     shape = next((attribute for attribute in node.attribute if attribute.name == "shape"), None)
     if shape is None:
         raise ModelError(f"node {_title(node)} has no shape: was the model exported with `file_format='MINDIR'`?")

@@ -1,8 +1,8 @@
 """Writes part of a program as a model of its own.
 
 The new model keeps the operators of the part, the constants and weights that they need, and as much of the chain of
-monads as orders the memory effects among them. What comes from outside becomes an input. Weights are named but empty:
-the engine gives every segment of a model the same ones.
+monads as orders the memory effects among them. Tensors from outside become inputs. Weights are named but empty:
+the engine fills them in, so that all segments of a model share one copy.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Writer:
         return name in self._program.layer_of and not self._inside(name)
 
     def _find_effects(self) -> None:
-        """Finds what is left of the chain of monads: the entries that order layers of this segment."""
+        """Finds the entries in the chain of monads that order layers of this segment."""
         for name, node in self._program.nodes.items():
             if self._program.kind(name) != "UpdateState" or not self._program.is_monad(name):
                 continue
@@ -92,7 +92,7 @@ class _Writer:
         return self._inside(name)
 
     def _sources(self, name: str) -> list[str]:
-        """The names that a node of the segment takes, less what the segment leaves out."""
+        """Names of a node's inputs, without those that the segment leaves out."""
         node = self._program.nodes[name]
         kind = self._program.kind(name)
         if kind == "UpdateState":
@@ -141,7 +141,7 @@ class _Writer:
             self._names[name] = name
 
     def _bring_in(self, name: str) -> str:
-        """A layer of another segment, used as it is: an input, or several packed again."""
+        """The name for the output of a layer of another segment: an input, or a tuple that packs several inputs."""
         layer = self._program.layer_of[name]
         values = [Value(layer, element) for element in range(len(self._graph.layers[layer].outputs))]
         if not is_packed(self._program.tree(name)):
@@ -163,7 +163,7 @@ class _Writer:
         return f"{self._program.layer_nodes[value.layer].name}.{value.element}"
 
     def _output(self, value: Value) -> tuple[str, ...]:
-        """Names in the program that give a value of the segment: its own, and the monads to wait for."""
+        """Names in the program that compute a value of the segment: its own, and the monads to wait for."""
         if value in self._graph.outputs:
             for output in self._program.outputs:
                 if self._program.tree(output.name) == value:
@@ -210,7 +210,7 @@ class _Writer:
         tensor.data_type = NUMBER_BY_DTYPE[spec.dtype]
 
     def _describe_tuple(self, attribute: mindir_pb2.Attribute, values: Iterable[Value]) -> None:
-        """Writes shapes: of one tensor plainly, of several as a tuple."""
+        """Writes the shapes of values: one shape plainly, several as a tuple."""
         values = list(values)
         if len(values) == 1:
             attribute.type = mindir_pb2.ATTRIBUTE_TYPE_TENSORS

@@ -1,6 +1,6 @@
 """The six networks of the LoADPart paper, as MindSpore cells, for exporting into a model store.
 
-Nothing else knows this code: from the store on, a network is a file. Importing this package does not import MindSpore;
+Once exported, a network is only a file in the store. Importing this package does not import MindSpore;
 building a network does.
 """
 

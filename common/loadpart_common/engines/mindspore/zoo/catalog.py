@@ -1,4 +1,4 @@
-"""What there is, and what the literature says of it."""
+"""The networks of the zoo, with their published properties."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class NetworkInfo:
         module: Module of this package that defines it.
         factory: Name of the function there that builds it.
         image_size: Height and width of the images that it takes.
-        mean: Per channel, what is taken from a pixel (0 to 255).
-        deviation: Per channel, what the difference is divided by.
+        mean: Mean of each channel (0 to 255), which is subtracted from the pixels.
+        deviation: Standard deviation of each channel, by which the difference is divided.
         parameters: Trainable parameters, as published.
         source: Where it was published.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = "mindir"
-"""The model format that networks are written in."""
+"""The model format in which networks are written."""
 
 
 def export(name: str, path: Path, *, seed: int = 0, checkpoint: Path | None = None) -> None:
@@ -75,7 +75,7 @@ def _write(network: Any, path: Path, image_size: int, mean: tuple[float, ...], d
 def _normalised(network: Any, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Any:
     """A cell that takes uint8 `N,H,W,3` images and normalises them first.
 
-    It is part of the graph, so that a device may send the picture itself: a quarter of the bytes of its floats.
+    The normalisation is part of the graph, so that a device may send the uint8 image: a quarter of its float32 bytes.
     """
     import mindspore
     from mindspore import nn, ops
@@ -95,9 +95,9 @@ def _normalised(network: Any, mean: tuple[float, ...], deviation: tuple[float, .
 
 
 def _seed_weights(network: Any, seed: int) -> None:
-    """Gives weights the values of He et al. 2015: normal, with variance 2 / fan-in; biases stay zero.
+    """Draws weights as He et al. 2015 do: normal, with variance 2 / fan-in; biases stay zero.
 
-    Drawn by numpy, so that a seed gives the same weights with every release of MindSpore.
+    They are drawn by numpy, so that a seed gives the same weights with every release of MindSpore.
     """
     import mindspore
 

@@ -1,4 +1,4 @@
-"""Pieces that several networks share."""
+"""Building blocks that several networks share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def convolution_norm(
 
 
 def separable(channels_in: int, channels_out: int) -> list[nn.Cell]:
-    """A 3x3 convolution of each channel by itself, then a 1x1 convolution across them, then normalisation."""
+    """A depthwise 3x3 convolution, a pointwise (1x1) convolution, and batch normalisation."""
     depthwise = nn.Conv2d(channels_in, channels_in, 3, pad_mode="pad", padding=1, group=channels_in, has_bias=False)
     return [depthwise, *convolution_norm(channels_in, channels_out, 1)]
 

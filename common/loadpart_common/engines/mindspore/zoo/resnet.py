@@ -1,7 +1,7 @@
 """ResNet-18 and ResNet-50.
 
-The bottleneck strides in its 3x3 convolution, as all published weights do, not in the 1x1 before it, as in the paper's
-first version; parameters are the same.
+In a bottleneck, the 3x3 convolution has the stride, as in all published weights. In the paper's first version it was
+the 1x1 convolution before it; the parameters are the same.
 """
 
 from __future__ import annotations

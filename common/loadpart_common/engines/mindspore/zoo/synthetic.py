@@ -1,8 +1,7 @@
-"""Random networks, to calibrate with: the operators of convolutional networks at many sizes, in their usual company.
+"""Random networks for the calibration: the operators of convolutional networks at many sizes, among other operators.
 
-An operator alone in a graph runs otherwise than among others (what it reads is in the cache or is not), so whole
-networks are drawn, in the four styles that the literature builds them in. Channels keep off the powers of two and the
-other widths of published networks.
+An operator's time depends on those before it, which may leave its inputs in the cache. So whole networks are drawn, in
+four styles from the literature. Numbers of channels avoid powers of two and the other widths of published networks.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 _WIDTHS = (24, 40, 56, 72, 104, 136, 168, 208, 280, 328, 392, 456, 584, 680, 840, 984, 1160, 1400, 1720, 2008)
 _IMAGE_SIZES = (123, 159, 187, 213, 235, 261, 309)
 _MOST_FLOPS = 1.2e9
-"""Of one convolution: larger ones take long to measure and teach nothing new."""
+"""Limit for one convolution: larger ones take long to measure and do not improve the model."""
 _MOST_WEIGHTS = 40e6
 
 
 class _Draw:
-    """Draws the layers of one network, and knows how large its feature maps are on the way."""
+    """Draws the layers of one network, and tracks the size of its feature maps."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng([1, seed])
@@ -42,28 +41,28 @@ class _Draw:
         self.cells: list[nn.Cell] = []
 
     def width(self, least: int, most: int) -> int:
-        """A number of channels."""
+        """Draws a number of channels."""
         return int(self.rng.choice([width for width in _WIDTHS if least <= width <= most]))
 
     def affordable(self, width: int, kernel: int) -> bool:
-        """Whether a convolution to so many channels is not too large."""
+        """Whether a convolution to `width` channels stays within `_MOST_FLOPS`."""
         return 2 * self.channels * width * kernel**2 * self.size**2 <= _MOST_FLOPS
 
     def stem(self, make: Callable[..., list[nn.Cell]]) -> None:
-        """The first convolution: few channels in, large kernel, stride."""
+        """Adds the first convolution: few input channels, a large kernel, a stride."""
         kernel, stride = [(3, 1), (3, 2), (5, 2), (7, 2), (9, 3), (11, 4)][self.rng.integers(6)]
         width = self.width(24, 104)
         self.cells += [*make(3, width, kernel, stride=stride, padding=kernel // 2), nn.ReLU()]
         self.channels, self.size = width, (self.size + 2 * (kernel // 2) - kernel) // stride + 1
 
     def pool(self) -> None:
-        """Max pooling that halves the size."""
+        """Adds max pooling that halves the size."""
         kernel = int(self.rng.integers(2, 4))
         self.cells.append(nn.MaxPool2d(kernel, 2))
         self.size = (self.size - kernel) // 2 + 1
 
     def classify(self) -> None:
-        """Mean and one dense layer, or dense layers on all of the feature maps."""
+        """Adds the classifier: a mean and one dense layer, or dense layers on the whole feature maps."""
         if self.rng.random() < 0.6:
             self.cells += [GlobalAveragePool(), nn.Dense(self.channels, self.width(400, 2008))]
             return
@@ -144,7 +143,7 @@ _STYLES = (_plain, _residual, _separable, _fire)
 
 
 def synthetic(seed: int) -> tuple[nn.Cell, int]:
-    """A random network, which takes normalised float32 `N,3,S,S`; and S."""
+    """A random network for normalised float32 images of shape `N,3,S,S`; returned with S."""
     draw = _Draw(seed)
     _STYLES[seed % len(_STYLES)](draw)
     while draw.size > 24:
