@@ -32,7 +32,7 @@ test: setup  ## run the fast tests (two minutes)
 
 .PHONY: test-slow
 test-slow: setup  ## run the tests that take minutes
-	@$(BIN)/python -m pytest -m slow --timeout 1800
+	@$(BIN)/python -m pytest -n 0 -m slow --timeout 1800
 
 .PHONY: lint
 lint: setup  ## check style, types, protos, generated code and the import rule

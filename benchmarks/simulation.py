@@ -37,8 +37,8 @@ from loadpart_device.deciding.policies import BandwidthOnly, LoadAware
 from loadpart_device.deciding.state import EdgeState, World
 from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import LoadFollower, ServerLoad
+from loadpart_edge.scheduling.backlog import Backlog
 from loadpart_edge.scheduling.devices import ActiveDevices
-from loadpart_edge.scheduling.load import Backlog
 from loadpart_edge.scheduling.status import is_large_change, least_gap_seconds
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from loadpart_common.wire.methods import METHODS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from loadpart_common.wire.status import Metadata
+    from loadpart_common.wire.error_codes import Metadata
 
 _OPTIONS = channel_options(64 << 20)
 

@@ -19,10 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.codecs.registry import CODECS
+from loadpart_common.wire.error_codes import error_of
 from loadpart_common.wire.framing import decode, read_message, with_tensors
 from loadpart_common.wire.limits import channel_options
 from loadpart_common.wire.methods import METHODS
-from loadpart_common.wire.status import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

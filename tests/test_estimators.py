@@ -13,8 +13,8 @@ from loadpart_common.latency.slow_down import SlowDown
 from loadpart_device.edges.direction import MEASURABLE_BYTES
 from loadpart_device.edges.link_estimator import LinkEstimator
 from loadpart_device.edges.load import LoadFollower, ServerLoad
+from loadpart_edge.scheduling.backlog import Backlog
 from loadpart_edge.scheduling.devices import ActiveDevices
-from loadpart_edge.scheduling.load import Backlog
 from tests.support import Clock
 
 

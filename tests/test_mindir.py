@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from loadpart_common.errors import ModelError, ModelNotFoundError
 from loadpart_common.families import Family
 from loadpart_common.formats.mindir.file import ModelFile
-from loadpart_common.formats.mindir.program import Program
+from loadpart_common.formats.mindir.format import MindIRModel
 from loadpart_common.graph import Graph
 from loadpart_common.store.model_store import MANIFEST, ModelStore
 from loadpart_common.tensors import BATCH
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def read(folder: Path, name: str) -> Graph:
-    with ModelFile(folder / name / f"{name}.mindir") as file:
-        return Program(file.structure).graph
+    with MindIRModel(folder / name / f"{name}.mindir") as file:
+        return file.graph
 
 
 def test_a_graph_has_layers_shapes_and_operations(exported: Path) -> None:
@@ -151,8 +151,8 @@ def test_a_damaged_file_gives_a_model_error_or_a_graph(exported: Path, tmp_path:
     path = tmp_path / "damaged.mindir"
     path.write_bytes(bad)
     try:
-        with ModelFile(path) as file:
-            graph = Program(file.structure).graph
+        with MindIRModel(path) as file:
+            graph = file.graph
     except ModelError:
         return
     assert isinstance(graph, Graph)

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from loadpart_common.errors import OverloadedError
-from loadpart_common.wire.status import ERROR_KEY, RETRY_AFTER_KEY, metadata_of
+from loadpart_common.wire.error_codes import ERROR_KEY, RETRY_AFTER_KEY, metadata_of
 from loadpart_device import AccessError, AuthenticationError, OffloadClient, PermissionDeniedError, UnavailableError
 from loadpart_device.edges.availability import Availability
 from tests.doorkeeper import Doorkeeper

@@ -1,4 +1,4 @@
-"""Errors. Each has a code, which carries it over the wire (see `wire.status`) and names it in metrics.
+"""Errors. Each has a code, which carries it over the wire (see `wire.error_codes`) and names it in metrics.
 
 OffloadError
 ├── RequestError            what was asked for cannot be done; asking again gives the same answer

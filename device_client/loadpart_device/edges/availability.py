@@ -43,12 +43,16 @@ class Availability:
     @property
     def why_not(self) -> str | None:
         """Why the server should not be asked now; None when it may be."""
+        if not self._why_not:
+            return None
         left = self.retry_seconds
         return f"{self._why_not}; it is tried again in {left:.1f} s" if left else None
 
     def succeeded(self) -> None:
         """Takes in an answer or a status: the server is there."""
         self._failures, self._retry_at, self.refusal = 0, 0.0, None
+        if self._clock() >= self._come_back_at:
+            self._why_not = ""
 
     def failed(self, error: OffloadError) -> None:
         """Takes in a failure, or a refusal."""

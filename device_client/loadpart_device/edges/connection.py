@@ -12,9 +12,9 @@ import grpc
 from loadpart.v1 import offload_pb2
 from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import DeadlineError, MessageTooLargeError, ModelNotFoundError, UnavailableError
+from loadpart_common.wire.error_codes import error_of
 from loadpart_common.wire.framing import decode, read_message, with_tensors
 from loadpart_common.wire.methods import METHODS, serialise
-from loadpart_common.wire.status import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

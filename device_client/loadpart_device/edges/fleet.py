@@ -33,8 +33,12 @@ class Fleet:
     @property
     def refusal(self) -> AccessError | None:
         """Why no server lets this device in; None when one does, as far as is known."""
-        refusals = [edge.availability.refusal for edge in self]
-        return refusals[0] if all(refusals) else None
+        refusal: AccessError | None = None
+        for edge in self._edges.values():
+            refusal = edge.availability.refusal
+            if refusal is None:
+                return None
+        return refusal
 
     def start(self) -> None:
         """Starts to follow all servers."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from loadpart_common.errors import AccessError, OffloadError, UnavailableError
-from loadpart_common.wire.status import error_of
+from loadpart_common.wire.error_codes import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

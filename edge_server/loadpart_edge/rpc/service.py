@@ -21,9 +21,9 @@ from loadpart_common.errors import (
     UnavailableError,
 )
 from loadpart_common.planning.plan import PlanKey
+from loadpart_common.wire.error_codes import metadata_of, status_of
 from loadpart_common.wire.framing import M, read_message
 from loadpart_common.wire.methods import METHODS, SERVICE, serialise
-from loadpart_common.wire.status import metadata_of, status_of
 from loadpart_edge.workers.base import Job
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 from loadpart_common.latency.slow_down import SlowDown
 
 
@@ -47,7 +45,5 @@ class Hosts:
     @property
     def slow_down(self) -> float:
         """Mean slow-down of the machines; 1 without any."""
-        if len(self._by_name) == 1:
-            (host,) = self._by_name.values()
-            return host.slow_down.value
-        return statistics.fmean(host.slow_down.value for host in self._by_name.values()) if self._by_name else 1.0
+        values = [host.slow_down.value for host in self._by_name.values()]
+        return sum(values) / len(values) if values else 1.0

@@ -67,11 +67,6 @@ class QueuedJob:
         self.attempts = 0
         self.is_waiting = False
 
-    async def served(self) -> Served:
-        """Waits for the outcome; cancelling gives it up."""
-        outcome = await self.outcome
-        return Served(outcome, self.started_at - self.queued_at, self.host)
-
     def start(self, host: str) -> None:
         """Notes that a worker on a host takes it now."""
         self.attempts += 1

@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import InternalError
+from loadpart_edge.scheduling.backlog import Backlog
 from loadpart_edge.scheduling.canary import Canary
 from loadpart_edge.scheduling.deferred import Deferred
 from loadpart_edge.scheduling.dispatcher import Dispatcher
 from loadpart_edge.scheduling.hosts import Hosts
-from loadpart_edge.scheduling.load import Backlog
-from loadpart_edge.scheduling.queue import JobQueue, QueuedJob
+from loadpart_edge.scheduling.queue import JobQueue, QueuedJob, Served
 from loadpart_edge.scheduling.supervisor import Supervisor
 from loadpart_edge.workers.base import Prepared
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loadpart_common.errors import OffloadError
-    from loadpart_edge.scheduling.queue import Served
     from loadpart_edge.workers.base import Job, Preparation, Worker, WorkerFactory
 
 
@@ -102,7 +101,8 @@ class Scheduler:
         self._dispatcher.dispatch()
         self._change_soon()
         try:
-            return await queued.served()
+            outcome = await queued.outcome
+            return Served(outcome, queued.started_at - queued.queued_at, queued.host)
         finally:
             if queued.is_waiting:  # whoever waited has gone away
                 self._queue.remove(queued)

@@ -27,7 +27,7 @@ _FREE = frozenset(
 _AXIS_SECOND = frozenset(
     {"Concat", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "MeanExt", "Softmax", "LogSoftmax", "Split"}
 )
-"""Operators whose second input (or setting) names axes; any batch size works if the batch axis is not among them."""
+"""Operators whose second input (or attribute) names axes; any batch size works if the batch axis is not among them."""
 
 
 class Nodes(Protocol):
@@ -42,8 +42,8 @@ class Nodes(Protocol):
     def constant(self, name: str) -> tuple[int, ...] | None:
         """The integers of a constant; None when the node is no constant of integers."""
 
-    def settings(self, name: str, *keys: str) -> tuple[int, ...]:
-        """The integers of the first setting among `keys` that the node has."""
+    def attributes(self, name: str, *keys: str) -> tuple[int, ...]:
+        """The integers of the first attribute among `keys` that the node has."""
 
     def members(self, name: str) -> Iterator[str]:
         """The names that a tuple packs; the name itself when it is no tuple."""
@@ -60,7 +60,7 @@ def allows_any_batch(program: Nodes, name: str) -> bool:
     inputs = program.inputs(name)
     if kind in _AXIS_SECOND:
         axes = program.constant(inputs[1]) if len(inputs) > 1 else None
-        axes = axes or program.settings(name, "axis")
+        axes = axes or program.attributes(name, "axis")
         return bool(axes) and all(axis != 0 and axis > -len(_first_shape(program, name)) for axis in axes)
     if kind == "Transpose":
         order = program.constant(inputs[1]) if len(inputs) > 1 else None
@@ -69,7 +69,7 @@ def allows_any_batch(program: Nodes, name: str) -> bool:
         shape = program.constant(inputs[1]) if len(inputs) > 1 else None
         return shape is not None and shape[:1] == (-1,)
     if kind == "Pad":
-        return program.settings(name, "paddings")[:2] == (0, 0)
+        return program.attributes(name, "paddings")[:2] == (0, 0)
     return False
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loadpart_common.formats.mindir.file import ModelFile
+from loadpart_common.formats.mindir.graph_builder import build_graph
 from loadpart_common.formats.mindir.program import Program
 from loadpart_common.formats.mindir.segment import write_segment
 
@@ -31,14 +32,18 @@ class MindIRModel(ModelFile):
         """
         return Program(self.structure)
 
-    @property
+    @cached_property
     def graph(self) -> Graph:
-        """The network."""
-        return self.program.graph
+        """The network.
+
+        Raises:
+            ModelError: See `program` and `build_graph`.
+        """
+        return build_graph(self.program)
 
     def write_segment(self, segment: Segment, batch: int) -> bytes:
         """A segment as a MindIR model; its weights are named but empty."""
-        return write_segment(self.program, segment, batch).SerializeToString()
+        return write_segment(self.program, self.graph, segment, batch).SerializeToString()
 
 
 class MindIR:

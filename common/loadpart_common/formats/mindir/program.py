@@ -14,15 +14,12 @@ import numpy as np
 
 from loadpart.mindir.v1 import mindir_pb2
 from loadpart_common.errors import ModelError
-from loadpart_common.formats.mindir.batch import allows_any_batch
 from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
-from loadpart_common.formats.mindir.families import family_of
-from loadpart_common.formats.mindir.flops import flops
-from loadpart_common.graph import Barrier, Graph, Layer, Value, output_specs
-from loadpart_common.tensors import BATCH, TensorSpec
+from loadpart_common.formats.mindir.nodes import integers, reporting_damage, shapes, title
+from loadpart_common.graph import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 Tree: TypeAlias = "Value | tuple[Tree, ...] | None"
 """What a name stands for: a tensor of the graph, a tuple, or (None) something made of weights and constants alone."""
@@ -30,8 +27,6 @@ Tree: TypeAlias = "Value | tuple[Tree, ...] | None"
 _HELPERS = frozenset({"Load", "UpdateState", "Depend", "MakeTuple", "TupleGetItem"})
 _CONTROL_FLOW = frozenset({"Switch", "SwitchLayer", "Partial", "Call", "While", "If"})
 _MONADS = frozenset({mindir_pb2.ATTRIBUTE_TYPE_UMONAD, mindir_pb2.ATTRIBUTE_TYPE_IOMONAD})
-_TUPLES = frozenset({mindir_pb2.ATTRIBUTE_TYPE_TUPLE, mindir_pb2.ATTRIBUTE_TYPE_LIST})
-_UNKNOWN_SIZE, _UNKNOWN_RANK = -1, -2
 
 
 def is_packed(tree: Tree) -> TypeGuard[tuple[Tree, ...]]:
@@ -52,11 +47,11 @@ class Program:
     Attributes:
         model: The message, without the elements of its weights.
         nodes: Every node, by name, in file order.
+        weights: Shape of each weight, by name.
         layer_nodes: The node of each layer, by the layer's index.
         layer_of: Index of each layer, by the name of its node.
         outputs: The outputs, flattened.
         effects: Indices of the layers that change memory.
-        graph: The network as a format-neutral graph.
     """
 
     def __init__(self, model: mindir_pb2.Model) -> None:
@@ -67,21 +62,15 @@ class Program:
                 message names the node.
         """
         self.model = model
-        try:
+        with reporting_damage():
             self._read(model)
-        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-            # A damaged file may parse as a message and still be invalid, in more ways than can be listed.
-            raise ModelError(f"the model is damaged: {error!r}") from error
 
     def _read(self, model: mindir_pb2.Model) -> None:
         self.nodes = {node.name: node for node in model.graph.node}
         self._primitives = {primitive.name: primitive for primitive in model.primitives}
         self._inputs = {info.name: Value(-1, i) for i, info in enumerate(model.graph.input)}
-        self._parameters = {tensor.name: tuple(tensor.dims) for tensor in model.graph.parameter}
-        self._weight_bytes = {
-            tensor.name: math.prod(tensor.dims) * np.dtype(DTYPE_BY_NUMBER[tensor.data_type]).itemsize
-            for tensor in model.graph.parameter
-        }
+        self.weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.parameter}
+        self._weight_types = {tensor.name: tensor.data_type for tensor in model.graph.parameter}
         self._kinds = {name: self._kind(node) for name, node in self.nodes.items()}
         self._monads: set[str] = set()
         self._trees: dict[str, Tree] = {}
@@ -90,7 +79,6 @@ class Program:
         self.effects: list[int] = []
         self._walk()
         self.outputs = tuple(output for info in model.graph.output for output in self._flat_outputs(info.name))
-        self.graph = self._build_graph()
 
     def kind(self, name: str) -> str:
         """Operator kind of a node; `Constant` of a constant; empty for inputs and weights."""
@@ -125,13 +113,13 @@ class Program:
         if self.kind(name) != "Constant":
             return None
         (attribute,) = self.nodes[name].attribute
-        return tuple(_integers(attribute))
+        return tuple(integers(attribute))
 
-    def settings(self, name: str, *keys: str) -> tuple[int, ...]:
-        """The integers of the first setting among `keys` that a node's primitive has; empty when it has none."""
+    def attributes(self, name: str, *keys: str) -> tuple[int, ...]:
+        """The integers of the first attribute among `keys` that a node's primitive has; empty when it has none."""
         primitive = self._primitives[self.nodes[name].op_type.removeprefix("REF::")]
         by_name = {attribute.name: attribute for attribute in primitive.attribute}
-        return next((tuple(_integers(by_name[key])) for key in keys if key in by_name), ())
+        return next((tuple(integers(by_name[key])) for key in keys if key in by_name), ())
 
     def _kind(self, node: mindir_pb2.Node) -> str:
         if node.op_type == "Constant":
@@ -139,20 +127,20 @@ class Program:
         primitive = self._primitives.get(node.op_type.removeprefix("REF::"))
         if primitive is None or primitive.op_type in _CONTROL_FLOW:
             what = primitive.op_type if primitive else "a call of another function"
-            raise ModelError(f"node {_title(node)} is control flow ({what}), which cannot be cut")
+            raise ModelError(f"node {title(node)} is control flow ({what}), which cannot be cut")
         return primitive.op_type
 
     def _walk(self) -> None:
         """Gives every name its tree and every layer its index, in file order, which is topological."""
         self._trees.update(self._inputs)
-        self._trees.update(dict.fromkeys(self._parameters))
+        self._trees.update(dict.fromkeys(self.weights))
         wanted = self._reachable()
         for name, node in self.nodes.items():
             if name not in wanted:
                 continue
             missing = next((source for source in node.input if source not in self._trees), None)
             if missing is not None:
-                raise ModelError(f"node {_title(node)} uses {missing!r}, which nothing before it makes")
+                raise ModelError(f"node {title(node)} uses {missing!r}, which nothing before it makes")
             kind = self._kinds[name]
             if kind == "UpdateState" or (kind == "Constant" and node.attribute[0].type in _MONADS):
                 self._monads.add(name)
@@ -183,17 +171,17 @@ class Program:
             return first
         element = self.constant(node.input[1])
         if not element or not is_packed(first):
-            raise ModelError(f"node {_title(node)} takes a varying element of a tuple, which cannot be cut")
+            raise ModelError(f"node {title(node)} takes a varying element of a tuple, which cannot be cut")
         return first[element[0]]
 
     def _operator_tree(self, node: mindir_pb2.Node) -> Tree:
         changes_memory = any(source in self._monads for source in node.input)
         if not changes_memory and all(self._trees[source] is None for source in node.input):
             return None  # made of weights and constants: each side computes it
-        weight = next((source for source in node.input if changes_memory and source in self._parameters), None)
+        weight = next((source for source in node.input if changes_memory and source in self.weights), None)
         if weight is not None:
             raise ModelError(
-                f"node {_title(node)} changes the weight {weight!r}; only networks without state can be served "
+                f"node {title(node)} changes the weight {weight!r}; only networks without state can be served "
                 "(was it exported in training mode?)"
             )
         index = len(self.layer_nodes)
@@ -201,7 +189,7 @@ class Program:
         self.layer_of[node.name] = index
         if changes_memory:
             self.effects.append(index)
-        count = len(list(_shapes(node)))
+        count = len(list(shapes(node)))
         return Value(index, 0) if count == 1 else tuple(Value(index, element) for element in range(count))
 
     def _flat_outputs(self, name: str, monads: tuple[str, ...] = ()) -> Iterator[Output]:
@@ -215,157 +203,20 @@ class Program:
         else:
             yield Output(name, monads)
 
-    def _build_graph(self) -> Graph:
-        uses = [self._values(node.input) for node in self.layer_nodes]
-        outputs: list[Value] = []
-        for output in self.outputs:
-            values = self._values([output.name])
-            if not values:
-                raise ModelError(f"output {output.name!r} does not depend on any input")
-            outputs.extend(values)
-        batch = self._batch({value for values in uses for value in values} | set(outputs))
-        names = _unique_names(self.layer_nodes)
-        layers = tuple(
-            self._layer(node, name, values, batch)
-            for node, name, values in zip(self.layer_nodes, names, uses, strict=True)
-        )
-        inputs = tuple(
-            _specification(info.name.rpartition(":")[2], info.tensor, batch, f"input {info.name!r}")
-            for info in self.model.graph.input
-        )
-        barriers = tuple(self._barrier(index, uses, outputs) for index in self.effects)
-        return Graph(inputs, layers, tuple(outputs), barriers)
-
-    def _values(self, names: Iterable[str]) -> tuple[Value, ...]:
-        """The tensors of the graph that names stand for, each once."""
-        found: dict[Value, None] = {}
-        for name in names:
-            found.update(dict.fromkeys(_leaves(self._trees[name])))
-        return tuple(found)
-
-    def _layer(self, node: mindir_pb2.Node, name: str, inputs: tuple[Value, ...], batch: int | None) -> Layer:
-        kind = self._kinds[node.name]
-        specs = [_specification(name, tensor, batch, f"node {_title(node)}") for tensor in _shapes(node)]
-        sources = [source for packed in node.input for source in self.members(packed)]
-        shapes = [shape for shape in map(self.shape, sources) if shape is not None]
-        operations = flops(kind, shapes, specs[0].concrete(1), self.settings(node.name, "kernel_size"))
-        items = batch if batch and specs[0].shape[:1] != (BATCH,) else 1
-        weights = {weight for source in sources if (weight := self._weight(source)) is not None}
-        return Layer(
-            name=name,
-            kind=kind,
-            family=family_of(kind),
-            inputs=inputs,
-            outputs=output_specs(name, [(spec.dtype, spec.shape) for spec in specs]),
-            flops=operations // items,
-            weight_bytes=sum(self._weight_bytes[weight] for weight in weights),
-        )
+    def weight_bytes(self, name: str) -> int:
+        """Bytes of a weight's elements."""
+        return math.prod(self.weights[name]) * np.dtype(DTYPE_BY_NUMBER[self._weight_types[name]]).itemsize
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a tensor for one item of the batch; None when the name is no tensor."""
         if name in self._inputs:
             dims: tuple[int, ...] = tuple(self.model.graph.input[self._inputs[name].element].tensor.dims)
-        elif name in self._parameters:
-            dims = self._parameters[name]
+        elif name in self.weights:
+            dims = self.weights[name]
         else:
             node = self.nodes[name]
-            tensors = list(_shapes(node)) if self._kinds[name] not in {"Constant", "UpdateState"} else []
+            tensors = list(shapes(node)) if self._kinds[name] not in {"Constant", "UpdateState"} else []
             if len(tensors) != 1:
                 return None
             dims = tuple(tensors[0].dims)
         return tuple(max(size, 1) for size in dims)
-
-    def _weight(self, name: str) -> str | None:
-        if self.kind(name) == "Load":
-            name = self.nodes[name].input[0]
-        return name if name in self._parameters else None
-
-    def _batch(self, used: set[Value]) -> int | None:
-        """The batch size in the file, `BATCH` if it is open, or None if the network needs exactly the file's shapes."""
-        sizes = {tuple(info.tensor.dims)[:1] for info in self.model.graph.input}
-        if len(sizes) != 1 or sizes == {()}:
-            return None
-        ((batch,),) = sizes
-        if batch == _UNKNOWN_SIZE:
-            return BATCH
-        leading = all(
-            tuple(list(_shapes(self.layer_nodes[value.layer]))[value.element].dims)[:1] == (batch,)
-            for value in used
-            if value.layer >= 0
-        )
-        return batch if leading and all(allows_any_batch(self, node.name) for node in self.layer_nodes) else None
-
-    def _barrier(self, index: int, uses: list[tuple[Value, ...]], outputs: list[Value]) -> Barrier:
-        """The stretch of layers that shares memory with a layer that changes it.
-
-        It runs from the layers that compute that layer's inputs to the last layer that reads these.
-        """
-        shared = set(uses[index])
-        first = min((value.layer for value in shared), default=index)
-        last = max([index, *(reader for reader, values in enumerate(uses) if shared & set(values))])
-        if shared & set(outputs):
-            last = len(uses) - 1
-        return Barrier(max(first, 0), last, index)
-
-
-def _integers(attribute: mindir_pb2.Attribute) -> Iterator[int]:
-    if attribute.type in _TUPLES:
-        for element in attribute.values:
-            yield from _integers(element)
-    elif attribute.HasField("i"):
-        yield attribute.i
-    else:
-        yield from attribute.ints
-
-
-def _shapes(node: mindir_pb2.Node) -> Iterator[mindir_pb2.Tensor]:
-    """Shape and type of a node's output; several for a tuple."""
-    shape = next((attribute for attribute in node.attribute if attribute.name == "shape"), None)
-    if shape is None:
-        raise ModelError(f"node {_title(node)} has no shape: was the model exported with `file_format='MINDIR'`?")
-    elements = shape.values if shape.type in _TUPLES else [shape]
-    for element in elements:
-        yield element.tensors[0] if element.tensors else mindir_pb2.Tensor()
-
-
-def _leaves(tree: Tree) -> Iterator[Value]:
-    if isinstance(tree, Value):
-        yield tree
-    elif tree is not None:
-        for branch in tree:
-            yield from _leaves(branch)
-
-
-def _specification(name: str, tensor: mindir_pb2.Tensor, batch: int | None, what: str) -> TensorSpec:
-    dtype = DTYPE_BY_NUMBER.get(tensor.data_type)
-    if dtype is None:
-        raise ModelError(f"{what} has the element type {tensor.data_type}, which cannot be sent")
-    shape = tuple(tensor.dims)
-    if batch is not None and shape[:1] == (batch,):
-        shape = (BATCH, *shape[1:])
-    if any(size < 0 for size in shape[1:]) or (shape[:1] != (BATCH,) and any(size < 0 for size in shape)):
-        raise ModelError(f"{what} has the dynamic shape {list(tensor.dims)}; only the leading batch may vary")
-    return TensorSpec(name, dtype, shape)
-
-
-def _title(node: mindir_pb2.Node) -> str:
-    return repr(_place(node) or node.name)
-
-
-def _place(node: mindir_pb2.Node) -> str:
-    """Where a node stands in the network.
-
-    `Default/features-SequentialCell/0-Conv2d/Conv2D-op0` is `features/0/Conv2D-op0`.
-    """
-    *cells, operator = node.domain.removeprefix("Default/").split("/")
-    return "/".join([*(cell.rpartition("-")[0] or cell for cell in cells), operator])
-
-
-def _unique_names(nodes: list[mindir_pb2.Node]) -> list[str]:
-    seen: dict[str, int] = {}
-    names = []
-    for node in nodes:
-        place = _place(node) or node.name
-        seen[place] = seen.get(place, 0) + 1
-        names.append(place if seen[place] == 1 else f"{place}#{seen[place]}")
-    return names

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 _MAKE_TUPLE, _GET_ITEM, _DEPEND = "MakeTuple", "TupleGetItem", "Depend"
 
 
-def write_segment(program: Program, segment: Segment, batch: int) -> mindir_pb2.Model:
+def write_segment(program: Program, graph: Graph, segment: Segment, batch: int) -> mindir_pb2.Model:
     """The segment as a MindIR model that takes `batch` items."""
-    return _Writer(program, segment, batch).write()
+    return _Writer(program, graph, segment, batch).write()
 
 
 class _Writer:
-    def __init__(self, program: Program, segment: Segment, batch: int) -> None:
+    def __init__(self, program: Program, graph: Graph, segment: Segment, batch: int) -> None:
         self._program = program
-        self._graph: Graph = program.graph
+        self._graph = graph
         self._segment = segment
         self._batch = batch
         self._model = mindir_pb2.Model()
