@@ -61,13 +61,6 @@ def test_the_server_names_format_and_engine(server: Daemon) -> None:
 
 
 def test_a_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "loadpart_edge", "models", "--store", str(tmp_path)],
-        env=os.environ | {"LOADPART_PLUGINS": "nothing.at_all"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    if ended.returncode == 0:
-        assert "no models in" in ended.stdout, "an empty store can be listed without any format"
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x.toy").write_text("{}")
     ended = subprocess.run(

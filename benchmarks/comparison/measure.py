@@ -21,6 +21,7 @@ from benchmarks.comparison.records import Measured, Sample
 from benchmarks.testbed import slow_device
 from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.latency.measurements import Measurements
+from loadpart_common.machine import machine_name
 from loadpart_common.wire.limits import BACKLOG_WINDOW_SECONDS
 from loadpart_device import OffloadClient
 from loadpart_device.deciding.policies import ADAPTIVE
@@ -197,6 +198,7 @@ def _slowed(model: LatencyModel, factor: float) -> LatencyModel:
     """
     return replace(
         model,
+        machine=machine_name(),  # the shipped model is of another one
         coefficients={
             family: {feature: seconds * factor for feature, seconds in row.items()}
             for family, row in model.coefficients.items()

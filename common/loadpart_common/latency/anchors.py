@@ -14,7 +14,7 @@ _FALL, _RISE = 0.02, 0.002
 _FARTHEST = 1.25
 """An anchor stays within this factor of its measurement; slower runs are ignored."""
 
-_WORTH_TELLING = 0.02
+_WORTH_REDRAWING = 0.02
 """The change, as a share, from which on curves are drawn anew."""
 
 
@@ -30,7 +30,7 @@ class Anchors:
     def __init__(self) -> None:
         self._seconds: dict[PlanKey, float] = {}
         self._measured: dict[PlanKey, float] = {}
-        self._told: dict[PlanKey, float] = {}
+        self._drawn: dict[PlanKey, float] = {}  # as they were when curves were last drawn
 
     def get(self, key: PlanKey) -> float | None:
         """The anchor of a plan in seconds; None when it was never measured."""
@@ -46,7 +46,7 @@ class Anchors:
     def measure(self, key: PlanKey, seconds: float) -> None:
         """Takes in an idle measurement; of several the least counts."""
         self._measured[key] = min(seconds, self._measured.get(key, seconds))
-        self._seconds[key] = self._told[key] = self._measured[key]
+        self._seconds[key] = self._drawn[key] = self._measured[key]
 
     def observe(self, key: PlanKey, seconds: float) -> bool:
         """Takes in what a run took; gives whether the anchors have changed enough to draw curves anew."""
@@ -58,7 +58,7 @@ class Anchors:
             return False
         step = math.exp(-_FALL) if seconds < anchor else math.exp(_RISE)
         self._seconds[key] = anchor = min(max(anchor * step, low), high)
-        if abs(anchor / self._told[key] - 1) < _WORTH_TELLING:
+        if abs(anchor / self._drawn[key] - 1) < _WORTH_REDRAWING:
             return False
-        self._told[key] = anchor
+        self._drawn[key] = anchor
         return True
