@@ -150,6 +150,26 @@ def test_a_job_of_a_lost_worker_goes_to_another_and_is_given_up_after_two() -> N
     run(test())
 
 
+def test_jobs_of_a_lost_worker_keep_their_order_and_its_late_answers_are_ignored() -> None:
+    async def test() -> None:
+        bench = Bench(capacity=3)
+        bench.fill()
+        jobs = bench.submit(1, 2, 3)
+        lost = bench.workers[0]
+        bench.dispatcher.vacate(bench.dispatcher.seats[0])
+        bench.workers = [FakeWorker(0, "fake", 1)]
+        bench.fill()
+        assert [each.job for each in jobs[:1]] == [running for running, _ in bench.workers[0].running]
+        lost.finish()
+        assert not jobs[0].outcome.done()
+        assert bench.dispatcher.running == {jobs[0]}
+        for number in (1, 2, 3):
+            bench.workers[0].finish()
+            assert jobs[number - 1].outcome.result().tensors == bytes([number])
+
+    run(test())
+
+
 def test_a_job_that_no_worker_can_take_fails_and_the_next_one_runs() -> None:
     async def test() -> None:
         bench = Bench()

@@ -103,7 +103,7 @@ class Dispatcher:
         """Puts a worker into a seat, and gives it what there is to do."""
         self.capacity += worker.capacity - seat.capacity
         seat.worker, seat.capacity = worker, worker.capacity
-        self._hosts[worker.host]  # known from now on
+        self._hosts.add(worker.host)
         self.dispatch()
         self.on_change()
 
@@ -114,7 +114,7 @@ class Dispatcher:
         seat.preparations = deque(self._preparations)
         jobs, seat.running = seat.running, set()
         self.running -= jobs
-        for job in jobs:
+        for job in sorted(jobs, key=lambda job: job.queued_at, reverse=True):
             if job.attempts < _ATTEMPTS:
                 self._queue.put_back(job)
             else:
@@ -156,6 +156,8 @@ class Dispatcher:
         on_prepared: Callable[[Prepared | OffloadError], None],
     ) -> None:
         def finish(answer: Prepared | OffloadError) -> None:
+            if seat.worker is not worker:
+                return
             seat.is_preparing = False
             on_prepared(answer)
             self._release(seat)
@@ -173,13 +175,15 @@ class Dispatcher:
         seat.running.add(job)
         self.running.add(job)
         try:
-            worker.run(job.job, lambda outcome: self._finish(seat, job, outcome))
+            worker.run(job.job, lambda outcome: self._finish(seat, worker, job, outcome))
         except OffloadError as error:
             self._stop(seat, job)
             job.fail(error)
 
-    def _finish(self, seat: Seat, job: QueuedJob, outcome: Outcome | OffloadError) -> None:
+    def _finish(self, seat: Seat, worker: Worker, job: QueuedJob, outcome: Outcome | OffloadError) -> None:
         """Hands out an outcome; what can wait until it is on its way to the device does."""
+        if seat.worker is not worker:  # it was given up meanwhile, and its jobs went to others
+            return
         if isinstance(outcome, OffloadError):
             job.fail(outcome)
         else:

@@ -26,11 +26,12 @@ class Hosts:
     def __init__(self) -> None:
         self._by_name: dict[str, Host] = {}
 
+    def add(self, name: str) -> Host:
+        """The machine of a name, which is known from now on."""
+        return self._by_name.setdefault(name, Host(name))
+
     def __getitem__(self, name: str) -> Host:
-        host = self._by_name.get(name)
-        if host is None:
-            host = self._by_name[name] = Host(name)
-        return host
+        return self._by_name.get(name) or self.add(name)
 
     @property
     def names(self) -> tuple[str, ...]:
