@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loadpart_common.graph import Cut
-    from loadpart_common.latency.measurements import Measurements
+    from loadpart_common.latency.model import LatencyModel
+    from loadpart_common.latency.profile import Profile
     from loadpart_common.store.model_store import StoredModel
     from loadpart_common.tensors import Array
     from loadpart_common.wire.framing import EncodedTensor
@@ -40,26 +41,31 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, stored: StoredModel, measurements: Measurements, on_change: Callable[[], None]
+        self,
+        name: str,
+        stored: StoredModel,
+        engine: str,
+        latency: LatencyModel,
+        profile: Profile,
+        on_change: Callable[[], None],
     ) -> None:
         """Makes one.
 
         Args:
             name: Its name.
             stored: Its file and manifest.
-            measurements: What was measured of this machine with the model's engine.
+            engine: Name and version of the engine that runs its tails.
+            latency: The latency model of this machine and that engine.
+            profile: What was measured of the model on this machine.
             on_change: Called when `tail_seconds` or `ready_plans` have changed.
-
-        Raises:
-            SettingsError: What was measured is in a file that is damaged.
         """
         self._on_change = on_change
         self.name = name
         self.stored = stored
         self.graph = stored.manifest.graph
-        self.engine = measurements.engine.version()
-        self._curves = Curves(self.graph, measurements.model())
-        self._profile = measurements.profile(stored.manifest.digest)
+        self.engine = engine
+        self._curves = Curves(self.graph, latency)
+        self._profile = profile
         self._by_host: dict[str, TailTimes] = {}
         self.modelled_tail_seconds = self._curves.tail_seconds({})
         self.tail_seconds: Array = self._curves.tail_seconds(self._profile.tails)

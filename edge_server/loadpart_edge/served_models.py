@@ -20,6 +20,8 @@ from loadpart_edge.workers.base import Preparation
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from loadpart_common.engines.base import Engine
+    from loadpart_common.latency.model import LatencyModel
     from loadpart_common.store.model_store import ModelStore, StoredModel
     from loadpart_edge.settings import Settings
 
@@ -42,6 +44,7 @@ class ServedModels:
         Raises:
             ModelNotFoundError: A model that the settings name is not there, or the store is empty.
             ModelError: One that they name cannot be served, or none can.
+            SettingsError: The latency model that was measured of this machine is in a file that is damaged.
         """
         self._models: dict[str, ServedModel] = {}
         self._by_digest: dict[str, list[ServedModel]] = {}
@@ -50,20 +53,24 @@ class ServedModels:
         names = settings.models or store.names()
         if not names:
             raise ModelNotFoundError(f"no models in {store.folder}: 'loadpart-edge export' puts some there")
+        latency: dict[type[Engine], LatencyModel] = {}
         for name in names:
             try:
                 stored = store.open(name)
                 engine = engine_for(stored.manifest.format)
                 measurements = Measurements(engine, settings.worker_threads, settings.latency_folder)
-                model = ServedModel(name, stored, measurements, self._count_change)
+                profile = measurements.profile(stored.manifest.digest)
             except OffloadError as error:
                 if settings.models:
                     raise
                 log.error("model %s is not served: %s", name, error)
                 self._broken[name] = error
-            else:
-                self._models[name] = model
-                self._by_digest.setdefault(stored.manifest.digest, []).append(model)
+                continue
+            if engine not in latency:
+                latency[engine] = measurements.model()
+            model = ServedModel(name, stored, engine.version(), latency[engine], profile, self._count_change)
+            self._models[name] = model
+            self._by_digest.setdefault(stored.manifest.digest, []).append(model)
         if not self._models:
             raise ModelError(f"none of the models in {store.folder} can be served; the log has the reasons")
 

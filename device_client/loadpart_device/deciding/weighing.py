@@ -30,7 +30,7 @@ def weigh(link: LinkReading, load: ServerLoad, device_slow_down: float, reply_by
         load.slow_down,
         link.round_trip_seconds + load.backlog_seconds + link.reply_seconds(reply_bytes * batch),
         link.free_bytes,
-        counted_externality_seconds(load) if load.devices > MANY_DEVICES else 0.0,
+        counted_externality_seconds(load),
     )
 
 
@@ -40,4 +40,6 @@ def counted_externality_seconds(load: ServerLoad) -> float:
     If each of many devices counted its own waiting only, they would fill the server until it is no better than none
     (Naor 1969). With few devices the term is 0: capacity that one leaves free would go unused.
     """
-    return load.externality_seconds * max(1 - MANY_DEVICES / max(load.devices, 1), 0.0)
+    if load.devices <= MANY_DEVICES:
+        return 0.0
+    return load.externality_seconds * (1 - MANY_DEVICES / load.devices)

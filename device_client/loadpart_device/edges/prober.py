@@ -135,9 +135,8 @@ class Prober:
         first = (sent, self._probe_up(sent))
         if not is_thin or self._link.deviation or not self._link.check(*first):
             sent += self._follow_up(first, self._probe_up, down=False)
-            if (
-                self._link.deviation < 0
-            ):  # a link never looks faster than it is; one that looks slower may only be in use
+            # A link never looks faster than it is; one that looks slower may only be in use.
+            if self._link.deviation < 0:
                 sent += self._follow_up(first, self._probe_up, down=False)
         reading = self._link.reading
         taken = sent * reading.seconds_per_byte if reading else time.monotonic() - started
@@ -157,9 +156,8 @@ class Prober:
         scale = max(_PROBE_SECONDS / max(first[1], _LEAST_PROBE_SECONDS), 1.0)
         size = sent = int(min(first[0] * scale, _LARGEST_PROBE_BYTES))
         seconds = probe(size)
-        if (
-            seconds < _SURE_SECONDS
-        ):  # a delay of some milliseconds would matter; delays only ever add, so the shorter time is right
+        # In a short time a delay of some milliseconds would matter. Delays only ever add: the shorter time is right.
+        if seconds < _SURE_SECONDS:
             seconds, sent = min(seconds, probe(size)), 2 * size
         self._link.record_pair(first, (size, seconds), down=down)
         return sent

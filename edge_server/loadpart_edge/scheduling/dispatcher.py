@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadpart_common.errors import InternalError, OffloadError
 from loadpart_edge.workers.base import Prepared
@@ -142,9 +142,9 @@ class Dispatcher:
         if seat is None or seat.worker is None or self._queue:
             return None
         done: asyncio.Future[Prepared | OffloadError] = asyncio.get_running_loop().create_future()
-        lost: asyncio.Future[None] = seat.worker.lost
+        either: list[asyncio.Future[Any]] = [done, seat.worker.lost]
         self._prepare(seat, seat.worker, preparation, done.set_result)
-        await asyncio.wait({done, lost}, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         answer = done.result() if done.done() else None
         return answer if isinstance(answer, Prepared) else None
 

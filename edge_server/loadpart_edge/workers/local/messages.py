@@ -10,6 +10,7 @@ import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from loadpart_common.errors import OffloadError
     from loadpart_edge.workers.local.slot import Placed
 
 LARGEST_BYTES = 128 << 10
@@ -54,7 +55,7 @@ class TailPrepared(NamedTuple):
 class Failed(NamedTuple):
     """What a worker could not do. `error` is one of `loadpart_common.errors`."""
 
-    error: Exception
+    error: OffloadError
 
 
 _KINDS: tuple[Any, ...] = (RunTail, PrepareTail, TailRan, TailPrepared, Failed)

@@ -80,7 +80,7 @@ class WorkerProcess:
                 tensors = self._slot.read(answer.nbytes)
                 on_outcome(Outcome(tensors, answer.tail_seconds, answer.build_seconds))
             else:
-                on_outcome(answer.error)  # type: ignore[arg-type]  # the worker sends domain errors only
+                on_outcome(answer.error)
 
         plan = job.plan
         self._send(
@@ -92,7 +92,7 @@ class WorkerProcess:
         stored = self._find_model(preparation.digest)
 
         def on_answer(answer: TailPrepared | Failed) -> None:
-            on_prepared(Prepared(*answer) if isinstance(answer, TailPrepared) else answer.error)  # type: ignore[arg-type]
+            on_prepared(Prepared(*answer) if isinstance(answer, TailPrepared) else answer.error)
 
         plan = preparation.plan
         self._send(PrepareTail(str(stored.path), stored.manifest.format, plan.cut, preparation.runs), on_answer)
