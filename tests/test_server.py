@@ -28,9 +28,11 @@ from loadpart_common.errors import (
     RequestError,
     UnavailableError,
 )
+from loadpart_common.latency.measurements import Measurements
 from loadpart_common.store.manifest import Manifest
 from loadpart_common.wire.framing import with_tensors
 from tests.support import RAW, RawClient, eventually, metric, run_here
+from tests.toy import ToyEngine
 from tests.toy_networks import BROKEN, NETWORKS, write, write_store
 
 if TYPE_CHECKING:
@@ -334,3 +336,13 @@ def test_every_cut_of_every_small_network_over_the_wire(client: RawClient) -> No
             assert [output.shape for output in outputs] == [
                 graph.spec(value).concrete(batch) for value in graph.tail(cut.index).outputs
             ]
+
+
+def test_a_damaged_latency_model_is_an_error_and_not_one_of_each_network(store: Path, tmp_path: Path) -> None:
+    path = Measurements(ToyEngine, 1, tmp_path).model_path
+    path.write_text("damaged")
+    ended = serve("--store", str(store), "--threads", "1", "--latency-folder", str(tmp_path))
+    assert ended.returncode == 1
+    assert str(path) in ended.stderr
+    assert "is not served" not in ended.stderr
+    assert "Traceback" not in ended.stderr
