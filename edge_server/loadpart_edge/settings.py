@@ -18,7 +18,7 @@ from pydantic_settings import (
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.measurements import default_folder
 from loadpart_common.machine import usable_cores
-from loadpart_common.wire.endpoint import Endpoint
+from loadpart_common.wire.endpoint import ADDRESS, Endpoint, is_address
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -29,10 +29,8 @@ ENV_PREFIX = "LOADPART_EDGE_"
 
 def _address(value: object) -> object:
     """Checks HOST:PORT."""
-    if isinstance(value, str):
-        host, colon, port = value.rpartition(":")
-        if not (host and colon and port.isdecimal() and int(port) < 65536):
-            raise ValueError(f"expected HOST:PORT with a port of 0 to 65535, got {value!r}")
+    if isinstance(value, str) and not is_address(value):
+        raise ValueError(f"expected {ADDRESS}, got {value!r}")
     return value
 
 

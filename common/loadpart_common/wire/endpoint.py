@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 _MOST_PORT = 65535
 
+ADDRESS = f"HOST:PORT with a port of 0 to {_MOST_PORT}"
+"""What an address has to be, for messages."""
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is `ADDRESS`."""
+    host, colon, port = text.rpartition(":")
+    return bool(host and colon and port.isdecimal() and int(port) <= _MOST_PORT)
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -37,11 +46,9 @@ class Endpoint:
         Raises:
             SettingsError: The text is neither.
         """
-        host, colon, port = text.rpartition(":")
-        is_address = bool(host and colon and port.isdecimal() and int(port) <= _MOST_PORT)
         is_other_target = text.startswith(("dns:", "unix:", "ipv4:", "ipv6:", "xds:", "unix-abstract:"))
-        if text.split() != [text] or not (is_address or is_other_target):
-            raise SettingsError(f"{field}: expected HOST:PORT with a port of 0 to {_MOST_PORT}, got {text!r}")
+        if text.split() != [text] or not (is_address(text) or is_other_target):
+            raise SettingsError(f"{field}: expected {ADDRESS}, got {text!r}")
         return cls(text)
 
     def connect(self, max_message_bytes: int, options: Sequence[tuple[str, int]] = ()) -> grpc.Channel:

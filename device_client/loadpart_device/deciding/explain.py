@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loadpart_common.planning.plan import reply_bytes
@@ -90,21 +91,27 @@ class Network:
     link: LinkReading | None
     load: ServerLoad | None
 
+    @cached_property
     def winners(self) -> tuple[Point, ...]:
         """The plans that can win."""
         return winning_plans(self.points)
 
+    @cached_property
+    def reply_bytes(self) -> int:
+        """Bytes of an answer, one item."""
+        return reply_bytes(self.graph)
+
     def world(self, state: State, plans: Plans) -> World:
         """What a client would know in a state."""
         edges = (EdgeState("", plans, state.link, state.load, None),)
-        return World(edges, state.device_slow_down, self.points[-1].key, reply_bytes(self.graph))
+        return World(edges, state.device_slow_down, self.points[-1].key, self.reply_bytes)
 
     def costs(self, state: State) -> list[PlanCost]:
         """What every plan costs for a link and a load, in the order of the cuts.
 
         Weighed by the policy `load-aware` itself, so that the chosen plan is the one that an inference takes.
         """
-        can_win = {point.key for point in self.winners()}
+        can_win = {point.key for point in self.winners}
         best, _ = LoadAware().weigh_all(self.world(state, Plans(self.points)), 1, None)
         assert best is not None  # link and load are known
         chosen = best.chosen.plan
@@ -119,7 +126,7 @@ class Network:
         crossing = max(point.uplink_bytes - link.free_bytes, 0.0) * link.seconds_per_byte
         parts = (
             point.device_seconds * state.device_slow_down,
-            crossing + remote * (link.round_trip_seconds + link.reply_seconds(reply_bytes(self.graph))),
+            crossing + remote * (link.round_trip_seconds + link.reply_seconds(self.reply_bytes)),
             remote * load.backlog_seconds,
             point.server_seconds * load.slow_down,
         )

@@ -77,7 +77,7 @@ def _draw_bars(axes: Any, network: Network, state: State) -> None:
 def _draw_winners(axes: Any, network: Network, state: State) -> None:
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    plans, policy = Plans(network.winners()), LoadAware()
+    plans, policy = Plans(network.winners), LoadAware()
     keys = [point.key for point in plans.points]
     here = state.link.megabits
     rates = np.geomspace(min(0.25, here / 2), max(256.0, here * 2), _STEPS)

@@ -125,7 +125,7 @@ class LoadAware(Policy):
         now = self._clock()
         since, self._decided_at = now - self._decided_at, now
         if kept is not None and kept is not best:
-            if kept.cost * (1 - self.threshold) < best.cost:
+            if not self._is_worth_changing(kept, best):
                 best = kept
             elif self._keeps_by_chance(best.load, max(best.server_seconds, kept.server_seconds) * batch, since):
                 best, by_chance = kept, True
@@ -166,9 +166,11 @@ class LoadAware(Policy):
         best, kept = self.weigh_all(world, batch, previous)
         if best is None:
             return Chosen("", world.local)
-        if kept is not None and kept.cost * (1 - self.threshold) < best.cost:
-            best = kept
-        return best.chosen
+        return (best if kept is None or self._is_worth_changing(kept, best) else kept).chosen
+
+    def _is_worth_changing(self, kept: Weighed, best: Weighed) -> bool:
+        """Whether the best plan gains enough over the one in use."""
+        return best.cost <= kept.cost * (1 - self.threshold)
 
     def _keeps_by_chance(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:
         """Whether to keep a plan by chance.
