@@ -54,7 +54,7 @@ def main() -> None:
     found: dict[str, tuple[tuple[Point, ...], tuple[Point, ...], list[int]]] = {}
     networks: dict[str, tuple[Graph, Plans]] = {}
     for seed, name in enumerate(track(NETWORKS, description="weighing", console=console, transient=True)):
-        graph = store.open(name).manifest.graph
+        graph = store.open(name).graph
         curves = Curves(graph, shipped_model())
         plans = points(graph, curves.head_seconds({}), curves.tail_seconds({}))
         kept = winning_plans(plans)

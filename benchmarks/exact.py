@@ -29,7 +29,7 @@ from loadpart_common.graph import Value
 from loadpart_common.planning.plan import local_plan, plan_at
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import Endpoint
-from loadpart_device.edges.connection import Connection
+from loadpart_device.edges.connection import Connection, Tail
 from loadpart_device.images import load_images
 from loadpart_device.local import LocalRuntime
 
@@ -73,13 +73,13 @@ def main() -> None:
             server = Connection(Endpoint(running.target), 256 << 20)
             for name in names:
                 stored = ModelStore(store).open(name)
-                cuts = stored.manifest.graph.cuts
+                cuts = stored.graph.cuts
                 task = bar.add_task(name, total=len(cuts))
                 started = time.monotonic()
                 wrong = compare(server, name, stored, partial(bar.advance, task))
                 several = sum(len(cut.live) > 1 for cut in cuts)
                 table.add_row(
-                    name, str(stored.manifest.graph.layer_count), str(len(cuts)), str(several), str(wrong),
+                    name, str(stored.graph.layer_count), str(len(cuts)), str(several), str(wrong),
                     f"{time.monotonic() - started:.0f}",
                 )  # fmt: skip
                 tried += len(cuts)
@@ -94,7 +94,7 @@ def main() -> None:
 
 def compare(server: Connection, name: str, stored: StoredModel, on_cut: Callable[[], None]) -> int:
     """Tries every cut of a network; returns for how many the outputs differ from those of the local run."""
-    graph = stored.manifest.graph
+    graph = stored.graph
     local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY)
     inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph))}
     expected, _ = local.head(local_plan(graph), inputs, 1)
@@ -103,7 +103,8 @@ def compare(server: Connection, name: str, stored: StoredModel, on_cut: Callable
     def remote(cut: int, values: dict[Value, Array]) -> bool:
         """Whether the outputs of head and tail equal those of the local run."""
         arrays = [values[value] for value in graph.cut(cut).live]
-        reply = server.infer(name, stored.manifest.digest, plan_at(graph, cut), arrays, 120)
+        tail = Tail.of(graph, name, stored.manifest.digest, plan_at(graph, cut))
+        reply = server.infer(tail, arrays, 120)
         values.update(zip(graph.tail(cut).outputs, reply.outputs, strict=True))
         return all(np.array_equal(values[v], expected[v]) for v in graph.outputs if v.layer >= 0)
 

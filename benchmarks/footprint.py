@@ -26,7 +26,7 @@ console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 def main() -> None:
     export_missing()
     store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
-    weights = sum(layer.weight_bytes for name in NETWORKS for layer in store.open(name).manifest.graph.layers)
+    weights = sum(layer.weight_bytes for name in NETWORKS for layer in store.open(name).graph.layers)
     with daemon("--models", ",".join(NETWORKS), "--workers", "1") as server:
         main_process = psutil.Process(server.process.pid)
         processes = [("main", main_process), *(("worker", child) for child in main_process.children())]

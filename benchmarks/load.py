@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +27,10 @@ from rich.table import Table
 from benchmarks.daemon import Daemon, conditions, daemon, export_missing
 from benchmarks.testbed import SlowDevice, slow_device
 from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
+from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device import OffloadClient
-from loadpart_device.edges.connection import Connection
+from loadpart_device.edges.connection import Connection, Tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,10 +215,11 @@ def processes(commands: list[list[str]], slow: SlowDevice | None) -> Iterator[No
 def client(target: str, name: str, seed: int) -> None:
     """One of the other clients; runs until it is killed."""
     rng, server = random.Random(seed), Connection(Endpoint(target), 1 << 28)
-    info = server.list_models(10)[name]
+    stored = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"])).open(name)
+    tail = Tail.of(stored.graph, name, stored.manifest.digest, PlanKey(0, DEFAULT_CODEC))
     image = np.zeros((1, 224, 224, 3), np.uint8)
     while True:
-        server.infer(name, info.digest, PlanKey(0, DEFAULT_CODEC), [image], 60)
+        server.infer(tail, [image], 60)
         time.sleep(rng.expovariate(1 / PAUSE_SECONDS))
 
 

@@ -109,7 +109,7 @@ def bare_head(server: Connection, name: str, cache: Path, cut: int, image: Array
     """Yields a function that runs the head of a cut and nothing else, on the engine that this process's clients use."""
     stored = find_model([server], name, cache, 10.0, lambda _done, _total: None).stored
     runtime = LocalRuntime(stored, threads=1, memory_limit_bytes=512 << 20)
-    plan = plan_at(stored.manifest.graph, cut)
+    plan = plan_at(stored.graph, cut)
     try:
         runtime.build([plan])
         runtime.wait_built()

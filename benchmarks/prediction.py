@@ -65,7 +65,7 @@ def main() -> None:
     before, after = {}, {}
     for name in NETWORKS:
         stored = store.open(name)
-        network = cache.load(stored.path, stored.manifest.format)
+        network = cache.load(stored.path, stored.manifest.format, stored.manifest.digest)
         graph = network.graph
         met = sum(signature(graph, layer) in known for layer in graph.layers if layer.weight_bytes)
         measured = measure_profile(cache, network, model)

@@ -39,6 +39,7 @@ from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import LoadFollower, ServerLoad
 from loadpart_edge.scheduling.backlog import Backlog
 from loadpart_edge.scheduling.devices import ActiveDevices
+from loadpart_edge.scheduling.job import Owner
 from loadpart_edge.scheduling.status import is_large_change, least_gap_seconds
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Server:
         return running + sum(job.predicted for job in self.queue) * self.slow_down.value
 
     def take(self, job: Job, device: str) -> None:
-        self.active.seen(device)
+        self.active.seen(Owner(device))
         self.queue.append(job)
         self.serve()
         self.changed()
@@ -320,7 +321,7 @@ def gain(plans: Plans, link: LinkReading, slow_down: float) -> float:
 
 def main() -> None:
     export_missing()
-    graph = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"])).open(NETWORK).manifest.graph
+    graph = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"])).open(NETWORK).graph
     curves = Curves(graph, shipped_model())
     plans = Plans(winning_plans(points(graph, curves.head_seconds({}), curves.tail_seconds({}))))
     table = Table(

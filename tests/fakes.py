@@ -31,6 +31,7 @@ class FakeWorker:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.running: list[tuple[Job, OnOutcome]] = []
         self.prepared: list[Preparation] = []
+        self.cancelled: list[Job] = []
         self.is_closed = False
         self.refusal: OffloadError | None = None
 
@@ -47,6 +48,13 @@ class FakeWorker:
         """Answers its oldest job; with the job's own bytes unless an answer is given."""
         done, on_outcome = self.running.pop(0)
         on_outcome(answer or Outcome(bytes(done.tensors[0].data), 0.01, 0.0))
+
+    def cancel(self, job: Job) -> None:
+        self.cancelled.append(job)
+
+    def kill(self) -> None:
+        if not self.lost.done():
+            self.die()
 
     def die(self) -> None:
         """Ends the worker; its jobs are lost."""

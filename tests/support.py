@@ -7,8 +7,10 @@ import io
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -21,7 +23,7 @@ from loadpart.v1 import offload_pb2
 from loadpart_common.codecs.registry import CODECS
 from loadpart_common.wire.error_codes import error_of
 from loadpart_common.wire.framing import decode, read_message, with_tensors
-from loadpart_common.wire.limits import channel_options
+from loadpart_common.wire.limits import DEVICE_KEY, channel_options
 from loadpart_common.wire.methods import METHODS
 
 if TYPE_CHECKING:
@@ -52,6 +54,22 @@ def inputs_for(graph: Graph, batch: int = 1, seed: int = 0) -> list[Array]:
 def run_program(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a command line of the project to its end, in a process of its own."""
     return subprocess.run([BIN / program, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Runs processes side by side, since each takes seconds to import MindSpore."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(
+            pool.map(
+                lambda command: subprocess.run(command, capture_output=True, text=True, timeout=120, check=False),
+                commands,
+            )
+        )
+
+
+def code(text: str) -> list[str]:
+    """The command that runs a program."""
+    return [sys.executable, "-X", "dev", "-W", "ignore", "-c", textwrap.dedent(text)]
 
 
 def run_here(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -112,18 +130,19 @@ class RawClient:
     def __exit__(self, *_: object) -> None:
         self.channel.close()
 
-    def call(self, method: str, data: bytes, timeout: float = 30.0) -> bytes:
+    def call(self, method: str, data: bytes, timeout: float = 30.0, *, caller: str = "") -> bytes:
         """Sends bytes to a unary method."""
-        return self.channel.unary_unary(METHODS[method].path)(data, timeout=timeout)
+        metadata = ((DEVICE_KEY, caller),) if caller else None
+        return self.channel.unary_unary(METHODS[method].path)(data, timeout=timeout, metadata=metadata)
 
-    def infer(self, arrays: list[Array], **fields: object) -> list[Array]:
+    def infer(self, arrays: list[Array], *, caller: str = "", **fields: object) -> list[Array]:
         """Runs a tail on the server; raises the same errors as the SDK."""
         message = offload_pb2.InferRequest(**({"codec": "raw"} | fields))  # type: ignore[arg-type]
-        return self.infer_bytes(with_tensors(message, arrays, RAW))
+        return self.infer_bytes(with_tensors(message, arrays, RAW), caller=caller)
 
-    def infer_bytes(self, data: bytes) -> list[Array]:
+    def infer_bytes(self, data: bytes, *, caller: str = "") -> list[Array]:
         try:
-            return decode(read_message(offload_pb2.InferResponse, self.call("Infer", data))[1], RAW)
+            return decode(read_message(offload_pb2.InferResponse, self.call("Infer", data, caller=caller))[1], RAW)
         except grpc.RpcError as error:
             raise error_of(error) from error
 

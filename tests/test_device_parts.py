@@ -104,10 +104,13 @@ class Pieces:
     endpoint = Endpoint("edge:1")
 
     def __init__(self, *pieces: offload_pb2.GetModelResponse) -> None:
-        self.pieces = pieces
+        self._pieces = pieces
 
-    def get_model(self, _: str) -> Iterator[offload_pb2.GetModelResponse]:
-        return iter(self.pieces)
+    def get_model(self, _: str) -> Pieces:
+        return self
+
+    def pieces(self, _: float) -> Iterator[offload_pb2.GetModelResponse]:
+        return iter(self._pieces)
 
 
 def pieces_of(stored: StoredModel, data: bytes) -> Pieces:
@@ -115,11 +118,16 @@ def pieces_of(stored: StoredModel, data: bytes) -> Pieces:
     return Pieces(offload_pb2.GetModelResponse(manifest=stored.manifest.to_bytes()), *chunks)
 
 
+def info_of(stored: StoredModel) -> offload_pb2.ModelInfo:
+    return offload_pb2.ModelInfo(digest=stored.manifest.digest, labels_digest=stored.manifest.labels_digest)
+
+
 def test_a_fetched_model_is_found_by_its_digest(stored: StoredModel, tmp_path: Path) -> None:
     models, seen = ModelCache(tmp_path / "cache"), []
     assert models.find("tiny") is None
     data = stored.path.read_bytes()
-    fetched = models.fetch(pieces_of(stored, data), "tiny", lambda *at: seen.append(at))  # type: ignore[arg-type]
+    connection, info = pieces_of(stored, data), info_of(stored)
+    fetched = models.fetch(connection, "tiny", info, lambda *at: seen.append(at))  # type: ignore[arg-type]
     assert fetched.path.suffix == ".toy"
     assert fetched.path.read_bytes() == data
     assert seen[-1] == (len(data), len(data))
@@ -131,11 +139,16 @@ def test_a_fetched_model_is_found_by_its_digest(stored: StoredModel, tmp_path: P
 
 
 def test_what_does_not_match_its_digest_is_refused(stored: StoredModel, tmp_path: Path) -> None:
-    models = ModelCache(tmp_path / "cache")
+    models, data, info = ModelCache(tmp_path / "cache"), stored.path.read_bytes(), info_of(stored)
     with pytest.raises(ModelError, match=r"model 'tiny' from edge:1: expected digest .* got"):
-        models.fetch(pieces_of(stored, stored.path.read_bytes()[:-1]), "tiny", lambda *_: None)  # type: ignore[arg-type]
+        models.fetch(pieces_of(stored, data[:-1]), "tiny", info, lambda *_: None)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=rf"expected {len(data)} bytes, got more"):
+        models.fetch(pieces_of(stored, data + b"x" * 200), "tiny", info, lambda *_: None)  # type: ignore[arg-type]
+    other = offload_pb2.ModelInfo(digest="other")
+    with pytest.raises(ModelError, match="expected the digest 'other'"):
+        models.fetch(pieces_of(stored, data), "tiny", other, lambda *_: None)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="expected the manifest of model 'tiny' first"):
-        models.fetch(Pieces(), "tiny", lambda *_: None)  # type: ignore[arg-type]
+        models.fetch(Pieces(), "tiny", info, lambda *_: None)  # type: ignore[arg-type]
     assert models.find("tiny") is None
     with pytest.raises(ModelNotFoundError, match="not cached, and the server cannot be asked: gone"):
         models.find_or_raise("tiny", UnavailableError("gone"))

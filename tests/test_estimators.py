@@ -15,6 +15,7 @@ from loadpart_device.edges.link_estimator import LinkEstimator
 from loadpart_device.edges.load import LoadFollower, ServerLoad
 from loadpart_edge.scheduling.backlog import Backlog
 from loadpart_edge.scheduling.devices import ActiveDevices
+from loadpart_edge.scheduling.job import Owner
 from tests.support import Clock
 
 
@@ -266,13 +267,13 @@ def test_mean_backlog_is_a_mean_over_time() -> None:
 def test_devices_are_active_for_ten_seconds() -> None:
     clock = Clock()
     devices = ActiveDevices(clock)
-    devices.seen("a")
+    devices.seen(Owner("a"))
     clock.now += 6
-    devices.seen("b")
+    devices.seen(Owner("b"))
     assert devices.count == 2
     clock.now += 6
     assert devices.count == 1
-    devices.seen("a")
+    devices.seen(Owner("a"))
     assert devices.count == 2
     clock.now += 11
     assert devices.count == 0

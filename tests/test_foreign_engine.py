@@ -31,8 +31,9 @@ def test_every_cut_is_exact_and_mindspore_is_nowhere(server: Daemon, cache: Path
         from loadpart_device import OffloadClient
         from tests.support import inputs_for
 
+        settings = dict(threads=1, hedge=False, cache={str(cache)!r})
         for name in {list(NETWORKS)}:
-            with OffloadClient("{server.target}", name, threads=1, cache={str(cache)!r}, policy="local") as client:
+            with OffloadClient("{server.target}", name, policy="local", **settings) as client:
                 inputs = inputs_for(client.graph, client.graph.smallest_batch)
                 expected = client.infer(*inputs).outputs
                 for cut in client.graph.cuts[:-1]:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadpart_common.errors import CutError, ModelError
+from loadpart_common.errors import CutError
 from loadpart_common.families import Family
 from loadpart_common.graph import Barrier, Graph, Layer, Value, output_specs
 from loadpart_common.tensors import BATCH, TensorSpec
@@ -76,11 +74,6 @@ def test_nothing_crosses_that_the_tail_does_not_use(graph: Graph) -> None:
         assert list(cut.live) == sorted(cut.live)
 
 
-@given(graphs())
-def test_json_round_trip(graph: Graph) -> None:
-    assert Graph.from_json(json.loads(json.dumps(graph.to_json()))) == graph
-
-
 def chain(count: int, *barriers: Barrier) -> Graph:
     spec = TensorSpec("x", "float32", (BATCH, 4))
     layers = tuple(
@@ -115,9 +108,3 @@ def test_bytes_scale_with_the_batch() -> None:
     cut = chain(3).cut(1)
     assert cut.nbytes() == 16
     assert cut.nbytes(5) == 80
-
-
-@pytest.mark.parametrize("document", [{}, {"inputs": 3}, {"inputs": [], "layers": [{}], "outputs": [], "barriers": []}])
-def test_foreign_json_is_refused(document: dict[str, object]) -> None:
-    with pytest.raises(ModelError, match="not the graph of a network"):
-        Graph.from_json(document)

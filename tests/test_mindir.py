@@ -97,7 +97,6 @@ def test_a_folder_with_nothing_but_a_file_gets_its_manifest(exported: Path, tmp_
     store.set_labels("mine", ("cat", "dog"))
     second = store.open("mine").manifest
     assert second.labels == ("cat", "dog")
-    assert second.graph == first.graph
     assert second.digest == first.digest
 
 
@@ -107,8 +106,8 @@ def test_a_changed_file_gets_a_new_manifest(exported: Path, tmp_path: Path) -> N
     before = store.open("mine").manifest
     (tmp_path / "mine" / "tiny.mindir").unlink()
     shutil.copy(exported / "two" / "two.mindir", tmp_path / "mine" / "other.mindir")
-    after = store.open("mine").manifest
-    assert after.digest != before.digest
+    after = store.open("mine")
+    assert after.manifest.digest != before.digest
     assert len(after.graph.inputs) == 2
 
 
@@ -134,7 +133,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_foreign_manifest_is_refused(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported / "tiny", tmp_path / "mine")
-    (tmp_path / "mine" / MANIFEST).write_text('{"format": 2}')
+    (tmp_path / "mine" / MANIFEST).write_text('{"format": 3}')
     with pytest.raises(ModelError, match="delete it to have it made again"):
         ModelStore(tmp_path).open("mine")
 

@@ -3,47 +3,30 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pytest
 from benchmarks.daemon import BIN
 
 from loadpart_device import OffloadClient
 from tests.networks import SERVABLE
-from tests.support import inputs_for, run_program
+from tests.support import code, inputs_for, run_all, run_program
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from benchmarks.daemon import Daemon
-
-
-def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess[str]]:
-    """Runs processes side by side, since each takes seconds to import MindSpore."""
-    with ThreadPoolExecutor(len(commands)) as pool:
-        return list(
-            pool.map(
-                lambda command: subprocess.run(command, capture_output=True, text=True, timeout=120, check=False),
-                commands,
-            )
-        )
-
-
-def code(text: str) -> list[str]:
-    """The command that runs a program."""
-    return [sys.executable, "-X", "dev", "-W", "ignore", "-c", textwrap.dedent(text)]
 
 
 @pytest.mark.parametrize("name", SERVABLE)
 def test_every_cut_gives_what_the_device_computes_alone(
     mindspore_server: Daemon, mindspore_cache: Path, name: str
 ) -> None:
-    with OffloadClient(mindspore_server.target, name, threads=1, cache=mindspore_cache, policy="local") as client:
+    with OffloadClient(
+        mindspore_server.target, name, threads=1, hedge=False, cache=mindspore_cache, policy="local"
+    ) as client:
         inputs = inputs_for(client.graph, client.graph.smallest_batch)
         expected = client.infer(*inputs)
         assert expected.plan.location == "local"
@@ -57,11 +40,19 @@ def test_every_cut_gives_what_the_device_computes_alone(
                 np.testing.assert_array_equal(got, want)
 
 
+def test_the_workers_are_confined(mindspore_server: Daemon) -> None:
+    """With all of MindSpore's threads, and it still did what the other tests of this file ask for."""
+    for worker in psutil.Process(mindspore_server.process.pid).children():
+        threads = list(Path(f"/proc/{worker.pid}/task").iterdir())
+        assert len(threads) > 1
+        assert all("\nSeccomp:\t2\n" in (thread / "status").read_text() for thread in threads)
+
+
 def test_an_application_may_import_mindspore_itself(mindspore_server: Daemon, mindspore_cache: Path) -> None:
     """It may do so before or after importing the SDK; two protobuf runtimes in one process would crash it."""
     program = f"""
         import numpy as np
-        settings = dict(threads=1, cache="{mindspore_cache}", policy=3)
+        settings = dict(threads=1, hedge=False, cache="{mindspore_cache}", policy=3)
         with OffloadClient("{mindspore_server.target}", "tiny", **settings) as client:
             print(client.infer(np.zeros((1, 32, 32, 3), np.uint8)).plan.location)
         print(mindspore.ops.relu(mindspore.Tensor([-1.0, 2.0])).asnumpy().sum())
@@ -76,7 +67,8 @@ def test_a_program_ends_without_a_sound(mindspore_server: Daemon, mindspore_cach
     program = f"""
         import numpy as np
         from loadpart_device import OffloadClient
-        client = OffloadClient("{mindspore_server.target}", "tiny", threads=1, cache="{mindspore_cache}", policy=3)
+        settings = dict(threads=1, hedge=False, cache="{mindspore_cache}", policy=3)
+        client = OffloadClient("{mindspore_server.target}", "tiny", **settings)
         print(client.infer(np.zeros((1, 32, 32, 3), np.uint8)).output.shape)
     """
     endings = {"client.close()": 0, "pass": 0, "raise SystemExit(3)": 3}

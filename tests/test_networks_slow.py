@@ -43,7 +43,7 @@ def served() -> Iterator[Daemon]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shapes_and_operations_are_those_of_the_literature(served: Daemon, name: str) -> None:  # noqa: ARG001  # exported
-    graph = ModelStore(load_settings({}).store).open(name).manifest.graph
+    graph = ModelStore(load_settings({}).store).open(name).graph
     size = NETWORKS[name].image_size
     assert [str(spec) for spec in graph.inputs] == [f"uint8[N, {size}, {size}, 3]"]
     assert [str(spec) for spec in graph.output_specs] == ["float32[N, 1000]"]
@@ -54,12 +54,12 @@ def test_shapes_and_operations_are_those_of_the_literature(served: Daemon, name:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_splits_are_exact(served: Daemon, cache: Path, name: str) -> None:
-    with OffloadClient(served.target, name, threads=1, cache=cache, policy="local") as local:
+    with OffloadClient(served.target, name, threads=1, hedge=False, cache=cache, policy="local") as local:
         inputs = inputs_for(local.graph)
         expected = local.infer(*inputs).output
         assert np.isfinite(expected).all()
         for cut in (0, local.graph.layer_count // 3, 2 * local.graph.layer_count // 3):
-            with OffloadClient(served.target, name, threads=1, cache=cache, policy=cut) as client:
+            with OffloadClient(served.target, name, threads=1, hedge=False, cache=cache, policy=cut) as client:
                 result = client.infer(*inputs)
             assert result.plan.cut == cut
             np.testing.assert_array_equal(result.output, expected)

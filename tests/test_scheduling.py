@@ -9,11 +9,13 @@ import pytest
 
 from loadpart_common.errors import InputError, InternalError, ModelError, OverloadedError
 from loadpart_common.planning.plan import PlanKey
+from loadpart_edge.scheduling.builds import Builds
 from loadpart_edge.scheduling.canary import Canary
 from loadpart_edge.scheduling.deferred import Deferred
 from loadpart_edge.scheduling.dispatcher import Dispatcher
 from loadpart_edge.scheduling.hosts import Host, Hosts
-from loadpart_edge.scheduling.queue import JobQueue, QueuedJob
+from loadpart_edge.scheduling.job import QueuedJob
+from loadpart_edge.scheduling.queue import JobQueue
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.supervisor import Supervisor
 from loadpart_edge.workers.base import Outcome, Preparation, Prepared
@@ -54,11 +56,6 @@ def test_the_queue_is_first_in_first_out_and_bounded() -> None:
         queue.append(second)
         assert queue.is_full
         assert queue.predicted_seconds == pytest.approx(0.2)
-        error = queue.overloaded(0.7)
-        assert isinstance(error, OverloadedError)
-        assert error.retry_after_seconds == 0.7
-        assert queue.overloaded(1e6).retry_after_seconds == 10
-        assert queue.overloaded(0.0).retry_after_seconds == 0.05
         assert queue.pop() is first
         assert (first.is_waiting, second.is_waiting) == (False, True)
         queue.put_back(first)
@@ -87,7 +84,8 @@ class Bench:
 
     def __init__(self, seats: int = 1, capacity: int = 1, preparations: tuple[Preparation, ...] = ()) -> None:
         self.queue, self.hosts = JobQueue(8), Hosts()
-        self.dispatcher = Dispatcher(self.queue, self.hosts, Deferred(), seats, preparations)
+        self.builds = Builds()
+        self.dispatcher = Dispatcher(self.queue, self.builds, self.hosts, Deferred(), seats, preparations)
         self.workers = [FakeWorker(index, "fake", capacity) for index in range(seats)]
 
     def fill(self) -> None:
@@ -309,7 +307,7 @@ def test_a_canary_runs_in_a_row_while_its_host_is_slow_and_seldom_otherwise() ->
 def test_the_scheduler_runs_jobs_and_tells_the_backlog() -> None:
     async def test() -> None:
         factory = FakeWorkers()
-        scheduler = Scheduler(factory, seats=1, queue_limit=1)
+        scheduler = Scheduler(factory, seats=1, queue_limit=1, preparations=(CANARY,))
         await scheduler.start()
         assert scheduler.backlog_seconds == 0
         running = [asyncio.create_task(scheduler.run(job(number), lambda _: 0.5)) for number in (1, 2)]
@@ -335,16 +333,16 @@ def test_the_scheduler_runs_jobs_and_tells_the_backlog() -> None:
 def test_hosts_may_differ() -> None:
     async def test() -> None:
         factory = FakeWorkers(hosts=("quick", "slow"))
-        scheduler = Scheduler(factory, seats=2, queue_limit=8)
+        scheduler = Scheduler(factory, seats=2, queue_limit=8, preparations=(CANARY,))
         await scheduler.start()
         predict = {"quick": 0.01, "slow": 0.05}.__getitem__
         running = [asyncio.create_task(scheduler.run(job(number), predict)) for number in range(2)]
         await turns()
+        changed = asyncio.Event()
+        scheduler.on_change = changed.set
         for worker in factory.made:
             worker.finish(Outcome(b"", 0.05, 0.0))
         assert {(await each).host for each in running} == {"quick", "slow"}
-        changed = asyncio.Event()
-        scheduler.on_change = changed.set
         await changed.wait()
         assert scheduler.hosts["quick"].slow_down.value == pytest.approx(5)
         assert scheduler.hosts["slow"].slow_down.value == pytest.approx(1)

@@ -50,14 +50,17 @@ def test_outputs_come_out_as_bytes(slot: Slot) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_its_size(slot: Slot) -> None:
-    with pytest.raises(MessageTooLargeError, match="tensors of at most 4096 bytes in all, got 5000"):
+    with pytest.raises(MessageTooLargeError, match="tensors of at most 4095 bytes in all, got 5000"):
         slot.put([tensor(np.zeros(5000, np.uint8))])
-    with pytest.raises(MessageTooLargeError, match="outputs of at most 4096 bytes"):
+    with pytest.raises(MessageTooLargeError, match="outputs of at most 4095 bytes"):
         slot.write([bytes(4000), bytes(97)])
 
 
 def test_messages_come_out_as_they_went_in() -> None:
-    for message in (RunTail("a", "toy", 3, "raw", 1, (("|u1", (1,), 0, 1),)), TailRan(10, 0.1, 0.0)):
+    for message in (
+        RunTail("a", "toy", "d", 3, "raw", 1, (("|u1", (1,), 0, 1),)),
+        TailRan(10, 0.1, 0.0, (("d", 1, 2),)),
+    ):
         assert read(write(message)) == message
-    failed = read(write(Failed(MessageTooLargeError("too large"))))
+    failed = read(write(Failed(MessageTooLargeError.code, "too large")))
     assert isinstance(failed.error, MessageTooLargeError)

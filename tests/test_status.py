@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadpart.v1 import offload_pb2
+from loadpart_edge.scheduling.job import Owner
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.status import StatusBoard
 from tests.fakes import CANARY, FakeWorkers
@@ -94,7 +95,7 @@ def test_active_devices_and_a_change_of_the_models_are_told() -> None:
         status = board(lambda: version)
         assert (status.current().active_devices, status.current().models_version) == (0, 1)
         for device in ("a", "b", "a"):
-            status.devices.seen(device)
+            status.devices.seen(Owner("host", device))
         version = 2
         assert (status.current().active_devices, status.current().models_version) == (2, 2)
 

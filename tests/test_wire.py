@@ -11,6 +11,7 @@ from loadpart_common.codecs.registry import CODECS, codec_named
 from loadpart_common.errors import InputError, RequestError
 from loadpart_common.protobuf_fields import encode_varint, field_prefix
 from loadpart_common.tensors import DTYPES, TensorSpec, check_arrays
+from loadpart_common.text import printable
 from loadpart_common.wire.framing import check, decode, read_message, with_tensors
 
 RAW = CODECS["raw"]
@@ -148,3 +149,26 @@ def test_shapes_are_checked_by_name() -> None:
         check_arrays([], (spec,))
     with pytest.raises(InputError, match="expected a batch of 2"):
         check_arrays([np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 4, 3), np.uint8)], (spec, spec))
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\x22\x00" * 500_000,  # empty tensors
+        b"\x08\x01" * 500_000,  # fields that are none
+        b"\x0a\x00" * 500_000,
+        b"\x22\xc0\x84\x3d" + b"\x10\x01" * 500_000,  # one tensor with a million dimensions
+        b"\x22\x85\x96\x1e\x12\x82\x96\x1e" + b"\x01" * 494_338,  # the same, packed
+        b"\x0a\xc0\x84\x3d" + b"x" * 1_000_000,  # a long name
+    ],
+)
+def test_a_message_that_would_be_slow_to_read_is_refused_before(bomb: bytes) -> None:
+    """Only the outcome is checked: what the bound is about is time, which a benchmark measures."""
+    with pytest.raises(RequestError):
+        read_message(offload_pb2.InferRequest, bomb)
+
+
+def test_names_of_strangers_are_printed_in_one_line() -> None:
+    assert printable("resnet50") == "resnet50"
+    assert printable("a\nb\x1b[2J\u202e") == r"a\nb\x1b[2J\u202e"
+    assert printable("x" * 5000, 10) == "xxxxxxxxxx..."

@@ -17,6 +17,7 @@ from loadpart_common.engines.base import Engine
 from loadpart_common.engines.registry import ENGINES
 from loadpart_common.errors import ModelError, ModelNotFoundError
 from loadpart_common.families import Family
+from loadpart_common.files import file_state, open_regular
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.graph import Barrier, Graph, Layer, Segment, Value, output_specs
 from loadpart_common.tensors import TensorSpec
@@ -36,13 +37,12 @@ class ToyModel:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.data = path.read_bytes()
-            status = path.stat()
-            self.identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+            with open_regular(path) as file:
+                self.identity, self.data = file_state(file), file.read()
             self.document: dict[str, Any] = json.loads(self.data)
         except FileNotFoundError as error:
             raise ModelNotFoundError(f"no model file at {path}") from error
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{path} is not a toy model: {error}") from error
 
     @property

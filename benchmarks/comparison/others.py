@@ -24,11 +24,12 @@ import numpy as np
 from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import Endpoint
-from loadpart_device.edges.connection import Connection
+from loadpart_device.edges.connection import Connection, Tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from loadpart_common.graph import Graph
     from loadpart_common.tensors import Array
 
 DEVICES_A_NETWORK = 2
@@ -40,11 +41,12 @@ _ANSWER_SECONDS = 120.0
 class OtherDevice(threading.Thread):
     """One of the other devices; its thread sends the frames."""
 
-    def __init__(self, target: str, network: str, image: Array) -> None:
+    def __init__(self, target: str, network: str, graph: Graph, image: Array) -> None:
         super().__init__(daemon=True)
-        self._server, self._network, self._image = Connection(Endpoint(target), 1 << 28), network, image
-        self._info = self._server.list_models(_ANSWER_SECONDS)[network]
-        self.tail_seconds = self._info.tail_seconds[0]
+        self._server, self._image = Connection(Endpoint(target), 1 << 28), image
+        info = self._server.list_models(_ANSWER_SECONDS)[network]
+        self._tail = Tail.of(graph, network, info.digest, PlanKey(0, DEFAULT_CODEC))
+        self.tail_seconds = info.tail_seconds[0]
         self._changed = threading.Condition()
         self._rate, self._due = 0.0, float("inf")
         self._random = random.Random()
@@ -66,9 +68,7 @@ class OtherDevice(threading.Thread):
         try:
             while True:
                 self._await_frame()
-                self._server.infer(
-                    self._network, self._info.digest, PlanKey(0, DEFAULT_CODEC), [self._image], _ANSWER_SECONDS
-                )
+                self._server.infer(self._tail, [self._image], _ANSWER_SECONDS)
         except BaseException:  # otherwise the load would be too low, unnoticed
             traceback.print_exc()
             os._exit(1)
@@ -113,9 +113,9 @@ def main(target: str, networks: list[str]) -> None:
     store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
     devices = []
     for network in networks:
-        spec = store.open(network).manifest.graph.inputs[0]
-        image = np.random.default_rng(0).integers(0, 256, spec.concrete(1), np.uint8)
-        devices += [OtherDevice(target, network, image) for _ in range(DEVICES_A_NETWORK)]
+        graph = store.open(network).graph
+        image = np.random.default_rng(0).integers(0, 256, graph.inputs[0].concrete(1), np.uint8)
+        devices += [OtherDevice(target, network, graph, image) for _ in range(DEVICES_A_NETWORK)]
     for device in devices:
         device.start()
     tail_seconds = [device.tail_seconds for device in devices]

@@ -62,10 +62,10 @@ def profile(measurements: Measurements, stored: StoredModel) -> None:
 
     latency = measurements.model()
     with progress(f"profiling {stored.manifest.name}") as tell, _engine(measurements) as cache:
-        model = cache.load(stored.path, stored.manifest.format)
+        model = cache.load(stored.path, stored.manifest.format, stored.manifest.digest)
         measured = measure_profile(cache, model, latency, on_progress=tell)
     measurements.save_profile(stored.manifest.digest, measured)
-    graph = stored.manifest.graph
+    graph = stored.graph
     curves = Curves(graph, latency)
     heads, tails = curves.head_seconds({}), curves.tail_seconds({})
     table = Table("cut", "after layer", "head", "predicted", "tail", "predicted", title="milliseconds", box=None)

@@ -12,7 +12,7 @@ OffloadError
 │   └── PermissionDeniedError it is known, and has no right to do this
 ├── ModelError              a model file or the store is broken or holds what cannot be served
 ├── ServerError             the server failed; asking again may help
-│   ├── OverloadedError     its queue is full; says when to ask again
+│   ├── OverloadedError     it has no room or no time for it; says when to ask again
 │   ├── UnavailableError    it cannot be reached, or it drains
 │   ├── DeadlineError       the answer would come, or came, too late
 │   └── InternalError       something broke inside it
@@ -92,23 +92,23 @@ class ModelError(OffloadError):
 
 
 class ServerError(OffloadError):
-    """The server failed; the same request may succeed later or elsewhere."""
-
-    code = "SERVER_ERROR"
-
-
-class OverloadedError(ServerError):
-    """The server's queue is full.
+    """The server failed; the same request may succeed later or elsewhere.
 
     Attributes:
-        retry_after_seconds: When a request may find room again, as the server expects; None when it did not say.
+        retry_after_seconds: When to ask again, as the server expects; None when it did not say.
     """
 
-    code = "OVERLOADED"
+    code = "SERVER_ERROR"
 
     def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class OverloadedError(ServerError):
+    """The server has no room for the request, or no time to finish it by its deadline."""
+
+    code = "OVERLOADED"
 
 
 class UnavailableError(ServerError):
@@ -139,3 +139,18 @@ class SettingsError(OffloadError):
     """A flag, an environment variable or a settings file has a wrong value."""
 
     code = "SETTINGS"
+
+
+def error_named(code: str) -> type[OffloadError]:
+    """The error with a code, as it came from another process; `InternalError` for one that is not known."""
+    return _BY_CODE.get(code, InternalError)
+
+
+def _with_subclasses(kind: type[OffloadError]) -> dict[str, type[OffloadError]]:
+    found = {kind.code: kind}
+    for subclass in kind.__subclasses__():
+        found |= _with_subclasses(subclass)
+    return found
+
+
+_BY_CODE = _with_subclasses(OffloadError)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from loadpart_common.errors import CutError, ModelError
-from loadpart_common.families import Family
+from loadpart_common.errors import CutError
 from loadpart_common.tensors import BATCH, TensorSpec
+
+if TYPE_CHECKING:
+    from loadpart_common.families import Family
 
 
 class Value(NamedTuple):
@@ -190,55 +192,6 @@ class Graph:
             live=live,
             specs=tuple(self.spec(value) for value in live),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """The graph as plain lists and dictionaries, ready for `json.dumps`."""
-        return {
-            "inputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self.inputs],
-            "layers": [
-                {
-                    "name": layer.name,
-                    "kind": layer.kind,
-                    "family": layer.family,
-                    "inputs": [list(value) for value in layer.inputs],
-                    "outputs": [[spec.dtype, list(spec.shape)] for spec in layer.outputs],
-                    "flops": layer.flops,
-                    "weight_bytes": layer.weight_bytes,
-                }
-                for layer in self.layers
-            ],
-            "outputs": [list(value) for value in self.outputs],
-            "barriers": [[barrier.first, barrier.last, barrier.layer] for barrier in self.barriers],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Graph:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ModelError: The data is not a graph.
-        """
-        try:
-            layers = tuple(
-                Layer(
-                    name=entry["name"],
-                    kind=entry["kind"],
-                    family=Family(entry["family"]),
-                    inputs=tuple(Value(*value) for value in entry["inputs"]),
-                    outputs=output_specs(entry["name"], [(dtype, tuple(shape)) for dtype, shape in entry["outputs"]]),
-                    flops=entry["flops"],
-                    weight_bytes=entry["weight_bytes"],
-                )
-                for entry in data["layers"]
-            )
-            return cls(
-                inputs=tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in data["inputs"]),
-                layers=layers,
-                outputs=tuple(Value(*value) for value in data["outputs"]),
-                barriers=tuple(Barrier(*barrier) for barrier in data["barriers"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not the graph of a network: {error!r}") from error
 
     @property
     def takes_batches(self) -> bool:

@@ -12,28 +12,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LENGTH_DELIMITED = 2
+_MOST_FIELDS = 1_000_000  # walking over so many takes about a second
 
 
 class WireError(Exception):
     """The bytes are not a protobuf message."""
 
 
-def fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(view: memoryview, position: int, end: int, most: int = _MOST_FIELDS) -> Iterator[tuple[int, int, int, int]]:
     """Walks over the fields of a message.
 
     Args:
         view: The bytes.
         position: Where the message starts.
         end: Where it ends.
+        most: How many fields it may have: a field takes two bytes to send, and a microsecond to walk over.
 
     Yields:
         Number of the field, where it starts, where its value starts, where it ends.
 
     Raises:
-        WireError: The bytes are not a message.
+        WireError: The bytes are not a message, or one of too many fields.
     """
+    count = 0
     while position < end:
         start = position
+        count += 1
+        if count > most:
+            raise WireError(f"expected at most {most} fields, got more at byte {start}")
         key, position = _varint(view, position, end)
         value = position
         match key & 7:

@@ -105,6 +105,8 @@ def infer(
             latency_folder=settings.latency_folder,
             connect_timeout=settings.connect_timeout,
             metrics_listen=settings.metrics_listen,
+            hedge=settings.hedge,
+            insecure=settings.insecure,
             decision_log=settings.decision_log,
             on_progress=on_progress,
         )

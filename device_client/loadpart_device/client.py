@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from loadpart_common import forks
 from loadpart_common.errors import ClientClosedError, OffloadError
 from loadpart_common.machine import usable_cores
 from loadpart_common.planning.plan import local_plan, plan_at
@@ -21,11 +22,13 @@ from loadpart_device.edges.connection import Connection
 from loadpart_device.edges.edge import Edge
 from loadpart_device.edges.fleet import Fleet
 from loadpart_device.edges.probe_budget import ProbeBudget
+from loadpart_device.hedging import Hedging
 from loadpart_device.inference import InferenceRunner
 from loadpart_device.local import LocalRuntime
 from loadpart_device.metrics import Metrics
 from loadpart_device.model_cache import default_cache, find_model
 from loadpart_device.planner import Planner
+from loadpart_device.settings import check_deadline, check_metrics_listen, credentials_from
 
 if TYPE_CHECKING:
     import os
@@ -45,7 +48,7 @@ class OffloadClient:
 
     The model is fetched from the server when it is not cached, and its segments are built in the background; an
     inference waits only for those that it needs. When the server cannot be reached, or fails, the device computes
-    alone.
+    alone. A client does not survive a fork of the process.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class OffloadClient:
         *,
         policy: str | int = "load-aware",
         deadline: float | None = None,
+        hedge: bool = True,
         threads: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         latency_folder: str | os.PathLike[str] | None = None,
@@ -62,17 +66,21 @@ class OffloadClient:
         segment_memory_bytes: int = 512 << 20,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         metrics_listen: str | None = None,
+        insecure: bool = False,
         decision_log: str | os.PathLike[str] | None = None,
         on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
         """Connects, fetches the model if need be, and starts to build its segments.
 
         Args:
-            target: The server: `HOST:PORT`, or an endpoint.
+            target: The server: `HOST:PORT`, with credentials from the environment (see `credentials_from`), or an
+                endpoint, which has its own.
             model: Name of the model.
             policy: `load-aware`, `bandwidth-only`, `local`, `offload`, or a cut: the number of layers to run here.
-            deadline: Seconds within which an answer is wanted. A server that is late is given up in time for the
-                device to finish alone, as far as that is possible.
+            deadline: Seconds within which an answer is wanted, unless a call says otherwise. The server is told, and
+                the device begins to finish itself in time, as far as that is possible.
+            hedge: Whether the device also begins to finish itself when an answer is later than predicted by the margin
+                of error of the predictions; the first of the two to finish counts. It costs at most 1 % of its time.
             threads: Cores to compute on; all by default. Results have the same bits as the server's when it computes on
                 as many.
             cache: Folder for fetched models; `~/.cache/loadpart/models` by default.
@@ -82,6 +90,7 @@ class OffloadClient:
             segment_memory_bytes: Bound on the memory of built segments, weights left out.
             max_message_bytes: Largest message that is sent.
             metrics_listen: `HOST:PORT` for Prometheus metrics; none are served by default.
+            insecure: Whether the metrics may be open to a network.
             decision_log: File to which every decision is added as a line of JSON, for `loadpart-device replay`.
             on_progress: Called with the bytes that have come and those of all, while a model is fetched.
 
@@ -91,18 +100,23 @@ class OffloadClient:
             ModelError: The model is damaged.
             CutError: The policy is a cut that the network does not have.
             AccessError: The server does not let this device in.
-            SettingsError: The target, the policy or the metrics' address is none, or a file of measurements is
-                damaged.
+            SettingsError: The target, the policy or the metrics' address is none, a file of measurements is damaged,
+                or this process is a fork of one that had a client.
         """
-        endpoint = target if isinstance(target, Endpoint) else Endpoint.parse(target)
+        endpoint = target if isinstance(target, Endpoint) else Endpoint.parse(target, credentials=credentials_from())
+        self._deadline = check_deadline(deadline)
+        self._hedging = Hedging(is_on=hedge)
+        if metrics_listen:
+            check_metrics_listen(metrics_listen, insecure=insecure)
         self._closed = threading.Event()
+        self._closing = threading.RLock()  # an application's signal handler may close while it closes
         with contextlib.ExitStack() as undo:
             connection = Connection(endpoint, max_message_bytes)
             undo.callback(connection.close)
             folder = Path(cache) if cache else default_cache()
             stored, _, why_not = find_model([connection], model, folder, connect_timeout, on_progress)
             manifest = stored.manifest
-            self._digest, self.labels, self._graph = manifest.digest, manifest.labels, manifest.graph
+            self._digest, self.labels, self._graph = manifest.digest, manifest.labels, stored.graph
             self._policy = make_policy(policy, self._graph)
             self._local = local = LocalRuntime(
                 stored,
@@ -117,17 +131,15 @@ class OffloadClient:
             )
             self._fleet = fleet = Fleet([edge])
             if why_not is not None:
-                edge.failed(why_not)
+                edge.availability.lost(why_not)
             self._log = DecisionLog(Path(decision_log), model) if decision_log else None
             if self._log:
                 undo.callback(self._log.close)
-            self._metrics = Metrics(model, fleet, metrics_listen) if metrics_listen else None
+            self._metrics = Metrics(model, fleet, self._hedging, metrics_listen) if metrics_listen else None
             undo.pop_all()
         alone = self._policy.uses_latency_model_only
         self._planner = Planner(model, self._digest, local, fleet, uses_latency_model_only=alone)
-        self._runner = InferenceRunner(
-            manifest, model, local, fleet, self._planner, deadline_seconds=deadline, log=self._log
-        )
+        self._runner = InferenceRunner(stored, model, local, fleet, self._planner, hedging=self._hedging, log=self._log)
         # An engine may tear itself down at exit, too, and hang whoever uses it after that. What is registered last runs
         # first, so closing is registered again once the engine is there.
         close_at_exit = functools.partial(_close_if_alive, weakref.ref(self))
@@ -168,11 +180,13 @@ class OffloadClient:
         Raises:
             SettingsError: There is none of that name.
             CutError: It is a cut that the network does not have.
+            ClientClosedError: The client is closed.
         """
         return self._policy.name
 
     @policy.setter
     def policy(self, policy: str | int) -> None:
+        self._check_usable()
         self._policy = make_policy(policy, self._graph)
         if isinstance(policy, int):
             self._local.build([plan_at(self._graph, policy)])
@@ -198,7 +212,12 @@ class OffloadClient:
 
         Returns:
             Whether the server was there in time; without it, the device is ready to compute alone.
+
+        Raises:
+            ModelError: The model file is damaged, or the engine cannot start or build a segment.
+            ClientClosedError: The client is closed.
         """
+        self._check_usable()
         self._local.wait_built()
         return self._fleet.wait_measured(timeout)
 
@@ -207,30 +226,37 @@ class OffloadClient:
 
         Without this it finds out by itself, by its next transfers or probes; on a thin link, where probes must be few,
         that may take a minute. Until the link has been measured anew (see `wait_ready`) the device computes alone.
+
+        Raises:
+            ClientClosedError: The client is closed.
         """
+        self._check_usable()
         self._fleet.network_changed()
 
-    def infer(self, *inputs: Array) -> Result:
-        """Runs the network.
+    def infer(self, *inputs: Array, deadline: float | None = None) -> Result:
+        """Runs the network; when the server fails, refuses or is late, the device finishes alone.
 
         Args:
             inputs: One array for each input of the network, in order, of the dtype and shape in `graph.inputs`; for
                 the six networks of the project one uint8 array of shape (N, height, width, 3).
+            deadline: Seconds within which an answer is wanted; the client's when None. An answer that comes later is
+                given all the same, and its `late` is true.
 
         Raises:
             InputError: An array does not fit.
             ModelMismatchError: The server holds another file under the model's name.
             AccessError: The server does not let this device in.
-            ClientClosedError: The client is closed.
-            OffloadError: The server refused the request. When it fails or cannot be reached, there is no error: the
-                device computes alone, and the plan's reason says so.
+            ClientClosedError: The client is closed, by another thread perhaps while this call is under way; or it was
+                made before this process was forked.
+            ModelError: The engine of this device cannot start.
+            SettingsError: The deadline is none.
         """
         try:
-            if self._closed.is_set():
-                raise ClientClosedError("the client was closed before this call: make another one")
-            result = self._runner.run(self._policy, inputs)
+            self._check_usable()
+            within = self._deadline if deadline is None else check_deadline(deadline)
+            result = self._runner.run(self._policy, inputs, within)
         except OffloadError as error:
-            if self._metrics:
+            if self._metrics and not forks.is_fork():  # whose locks may be held for ever
                 self._metrics.failed(error)
             raise
         if self._metrics:
@@ -238,16 +264,28 @@ class OffloadClient:
         return result
 
     def close(self) -> None:
-        """Ends the connection and the threads; an inference that is under way fails or finishes first."""
-        if self._closed.is_set():
+        """Ends the connection and the threads; an inference that is under way fails or finishes first.
+
+        In a fork it does nothing: all of that is the parent's.
+        """
+        if forks.is_fork():
             return
-        self._closed.set()
-        self._fleet.close()
-        self._local.close()
-        if self._metrics:
-            self._metrics.close()
-        if self._log:
-            self._log.close()
+        with self._closing:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+            self._fleet.close()
+            self._local.close()
+            if self._metrics:
+                self._metrics.close()
+            if self._log:
+                self._log.close()
+
+    def _check_usable(self) -> None:
+        if forks.is_fork():
+            raise ClientClosedError(f"clients do not survive a fork: {forks.ADVICE}")
+        if self._closed.is_set():
+            raise ClientClosedError("the client was closed before this call: make another one")
 
     def _segments_changed(self) -> None:
         self._planner.update()

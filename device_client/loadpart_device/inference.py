@@ -1,29 +1,42 @@
-"""One inference: decide, run the head, have the tail run, or finish alone."""
+"""One inference: decide, run the head, have the tail run, and finish alone when that fails or is late."""
 
 from __future__ import annotations
 
+import math
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadpart_common.errors import AccessError, ServerError
+from loadpart_common.errors import (
+    AccessError,
+    AuthenticationError,
+    ClientClosedError,
+    DeadlineError,
+    ModelMismatchError,
+    OffloadError,
+)
 from loadpart_common.graph import Value
 from loadpart_common.tensors import check_arrays
 from loadpart_device.deciding.state import Choice, Chosen
+from loadpart_device.edges.connection import Tail
 from loadpart_device.result import Location, Plan, Result, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
 
     from loadpart_common.planning.plan import PlanKey
-    from loadpart_common.store.manifest import Manifest
+    from loadpart_common.store.model_store import StoredModel
     from loadpart_common.tensors import Array
     from loadpart_device.deciding.decision_log import DecisionLog
     from loadpart_device.deciding.policies import Policy
     from loadpart_device.deciding.state import World
-    from loadpart_device.edges.connection import TailReply
+    from loadpart_device.edges.connection import PendingReply, TailReply
+    from loadpart_device.edges.edge import Edge
     from loadpart_device.edges.fleet import Fleet
+    from loadpart_device.hedging import Hedging
     from loadpart_device.local import LocalRuntime, Values
     from loadpart_device.planner import Planner
 
@@ -31,47 +44,82 @@ _UNBOUNDED_SECONDS = 60.0
 """Of a request when there is no deadline: a server that hangs must not hang the device."""
 
 
+class _Finished(NamedTuple):
+    """How the tail of an inference came about.
+
+    Attributes:
+        choice: What was done in the end.
+        reply: The server's answer; None when the device finished.
+        hedged: Whether the device began its own tail while the answer was out.
+    """
+
+    choice: Choice
+    reply: TailReply | None = None
+    hedged: bool = False
+
+
+class _Inference(NamedTuple):
+    """An inference under way.
+
+    Attributes:
+        started: When it began, on the clock `time.perf_counter`.
+        deadline_seconds: Seconds within which an answer is wanted; None when any time will do.
+        batch: Items of the batch.
+        values: The network's inputs, and what has been computed so far.
+    """
+
+    started: float
+    deadline_seconds: float | None
+    batch: int
+    values: Values
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self.started
+
+
 class InferenceRunner:
     """Runs inferences of one model. Thread-safe."""
 
     def __init__(
         self,
-        manifest: Manifest,
+        stored: StoredModel,
         name: str,
         local: LocalRuntime,
         fleet: Fleet,
         planner: Planner,
         *,
-        deadline_seconds: float | None,
+        hedging: Hedging,
         log: DecisionLog | None,
     ) -> None:
         """Makes a runner.
 
         Args:
-            manifest: The model.
+            stored: The model.
             name: What the servers call it.
             local: Runs heads, and whole networks.
             fleet: The servers.
             planner: Knows the plans.
-            deadline_seconds: Seconds within which an answer is wanted; None when any time will do.
+            hedging: Decides when the device begins its own tail.
             log: Is told each decision; None when there is no log.
         """
-        self._graph = manifest.graph
-        self._digest = manifest.digest
+        self._graph = stored.graph
+        self._digest = stored.manifest.digest
         self._name = name
         self._local = local
         self._fleet = fleet
         self._planner = planner
-        self._deadline_seconds = deadline_seconds
+        self._hedging = hedging
         self._log = log
 
-    def run(self, policy: Policy, inputs: Sequence[Array]) -> Result:
+    def run(self, policy: Policy, inputs: Sequence[Array], deadline_seconds: float | None) -> Result:
         """Runs the network on inputs, by a policy.
 
         Raises:
             InputError: An array does not fit.
             AccessError: No server lets this device in.
-            OffloadError: The server refused the request.
+            ModelMismatchError: The server holds another file.
         """
         started = time.perf_counter()
         arrays = [np.asarray(array) for array in inputs]
@@ -79,18 +127,18 @@ class InferenceRunner:
         if policy.needs_server and (refusal := self._fleet.refusal) is not None:
             raise refusal
         values: Values = {Value(-1, index): array for index, array in enumerate(arrays)}
+        inference = _Inference(started, deadline_seconds, batch, values)
         checked = time.perf_counter()
-        world = self._planner.world()
-        choice = policy.choose(world, batch)
+        world = self._planner.world(batch)
+        choice = self._fitting(policy.choose(world, batch), world, batch)
         decided = time.perf_counter()
         head, plan = 0.0, choice.chosen.plan
         if plan.cut > 0:
             outputs, head = self._local.head(plan, values, batch)
             values.update(outputs)
-        reply: TailReply | None = None
-        if not plan.is_local:
-            choice, reply = self._finish(choice, world, values, batch, started)
+        finished = _Finished(choice) if plan.is_local else self._finish(choice, world, inference)
         ended = time.perf_counter()
+        reply, choice = finished.reply, finished.choice
         timings = Timings(
             decide=decided - checked,
             head=head if reply else ended - decided,
@@ -102,37 +150,126 @@ class InferenceRunner:
         )
         if self._log:
             self._log.write(policy.name, choice, world, batch, timings.total)
-        edge, plan = choice.chosen
-        location: Location = "local" if plan.is_local else "split" if plan.cut else "offload"
-        taken = Plan(plan.cut, location, plan.codec, edge, choice.predicted_seconds, choice.reason)
-        return Result(tuple(values[value] for value in self._graph.outputs), taken, timings)
+        edge, taken = choice.chosen
+        location: Location = "local" if taken.is_local else "split" if taken.cut else "offload"
+        return Result(
+            tuple(values[value] for value in self._graph.outputs),
+            Plan(taken.cut, location, taken.codec, edge, choice.predicted_seconds, choice.reason),
+            timings,
+            late=deadline_seconds is not None and timings.total > deadline_seconds,
+            hedged=finished.hedged,
+            resumed=reply is None and not plan.is_local,
+        )
 
-    def _finish(
-        self, choice: Choice, world: World, values: Values, batch: int, started: float
-    ) -> tuple[Choice, TailReply | None]:
-        """Has the server run the tail, or runs it here when the server fails; completes `values`."""
+    def _fitting(self, choice: Choice, world: World, batch: int) -> Choice:
+        """A choice, or the local plan when the server would not take so large a request, as only fixed plans may be."""
+        name, plan = choice.chosen
+        if plan.is_local:
+            return choice
+        why = self._fleet[name].why_too_large(self._graph.cut(plan.cut).nbytes(batch), batch)
+        return choice if why is None else self._alone(choice, world, f"local: {why}")
+
+    def _finish(self, choice: Choice, world: World, inference: _Inference) -> _Finished:
+        """Has the server run the tail, or runs it here when the server fails or is late; completes the values."""
         name, plan = choice.chosen
         edge = self._fleet[name]
-        arrays = [values[value] for value in self._graph.cut(plan.cut).live]
-        patience = self._patience(plan, batch, started)
+        edge.availability.begin()
         try:
-            reply = edge.connection.infer(self._name, self._digest, plan, arrays, patience)
-        except AccessError as error:
+            try:
+                return self._with_server(edge, choice, world, inference)
+            except AuthenticationError:
+                if not edge.connection.renew():
+                    raise
+                return self._with_server(edge, choice, world, inference)
+        except (AccessError, ModelMismatchError) as error:
             edge.failed(error)
             raise
-        except ServerError as error:
+        except ClientClosedError:
+            raise
+        except OffloadError as error:  # whatever else is wrong with the server, the device can do without it
             edge.failed(error)
-            values.update(self._local.finish(plan, values, batch))
-            why = f"local after cut {plan.cut}: {error}"
-            return Choice(Chosen("", world.local), choice.predicted_seconds, why, choice.previous), None
-        values.update(zip(self._graph.tail(plan.cut).outputs, reply.outputs, strict=True))
-        edge.reply_received(reply)
-        return choice, reply
+            inference.values.update(self._local.finish(plan, inference.values, inference.batch))
+            return _Finished(self._alone(choice, world, f"local after cut {plan.cut}: {error}"))
 
-    def _patience(self, plan: PlanKey, batch: int, started: float) -> float:
-        """Seconds that the server may take: up to the deadline, less what finishing here would take."""
-        if self._deadline_seconds is None:
-            return _UNBOUNDED_SECONDS
-        seconds = self._local.head_seconds
-        alone = float(seconds[-1] - seconds[plan.cut]) * batch * self._local.slow_down
-        return max(self._deadline_seconds - (time.perf_counter() - started) - alone, 0.0)
+    def _with_server(self, edge: Edge, choice: Choice, world: World, inference: _Inference) -> _Finished:
+        """Has the server run the tail, and from some moment on the device too; the first to finish counts.
+
+        Raises:
+            OffloadError: The server failed before the device began.
+        """
+        plan, batch = choice.chosen.plan, inference.batch
+        pending = self._ask(edge, plan, inference)
+        ready = threading.Event()
+        pending.when_done(ready.set)
+        patience = self._patience(edge, choice, inference)
+        if not ready.wait(None if math.isinf(patience) else max(patience - inference.elapsed, 0.0)):
+            started = time.perf_counter()
+            own = self._local.start_to_finish(plan, inference.values, batch)
+            own.add_done_callback(lambda _: ready.set())
+            ready.wait()
+            if not pending.is_done:
+                return self._taken_over(edge, choice, world, inference, (pending, own))
+            try:
+                reply = pending.result()
+            except OffloadError as error:
+                edge.failed(error)
+                inference.values.update(own.result())
+                why = f"local after cut {plan.cut}: {error}"
+                return _Finished(self._alone(choice, world, why), hedged=True)
+            if not own.cancel():
+                own.add_done_callback(lambda _: self._hedging.wasted(time.perf_counter() - started))
+            return self._served(edge, choice, inference, reply, hedged=True)
+        return self._served(edge, choice, inference, pending.result())
+
+    def _ask(self, edge: Edge, plan: PlanKey, inference: _Inference) -> PendingReply:
+        tail = Tail.of(self._graph, self._name, self._digest, plan, inference.batch)
+        left = _UNBOUNDED_SECONDS
+        if inference.deadline_seconds is not None:
+            left = max(inference.deadline_seconds - inference.elapsed, 0.0)
+        live = self._graph.cut(plan.cut).live
+        return edge.connection.start(tail, [inference.values[value] for value in live], left)
+
+    def _patience(self, edge: Edge, choice: Choice, inference: _Inference) -> float:
+        """Seconds from its start after which the device begins to finish an inference itself."""
+        plan = choice.chosen.plan
+        seconds, scale = self._local.head_seconds, inference.batch * self._local.slow_down
+        alone = float(seconds[-1]) * scale
+        resumes = self._local.can_resume(plan, inference.batch)
+        tail = float(seconds[-1] - seconds[plan.cut]) * scale if resumes else alone
+        return self._hedging.wait_seconds(
+            choice.predicted_seconds, edge.lateness.margin_seconds, alone, tail, inference.deadline_seconds
+        )
+
+    def _served(
+        self, edge: Edge, choice: Choice, inference: _Inference, reply: TailReply, *, hedged: bool = False
+    ) -> _Finished:
+        """Takes in the server's answer."""
+        outputs = self._graph.tail(choice.chosen.plan.cut).outputs
+        inference.values.update(zip(outputs, reply.outputs, strict=True))
+        if choice.predicted_seconds is not None:
+            edge.lateness.record(choice.predicted_seconds, inference.elapsed)
+        edge.reply_received(reply)
+        return _Finished(choice, reply, hedged)
+
+    def _taken_over(
+        self,
+        edge: Edge,
+        choice: Choice,
+        world: World,
+        inference: _Inference,
+        racing: tuple[PendingReply, Future[Values]],
+    ) -> _Finished:
+        """Takes the device's own outputs, which came before the server's."""
+        pending, own = racing
+        pending.cancel()
+        inference.values.update(own.result())
+        predicted, plan = choice.predicted_seconds, choice.chosen.plan
+        expected = "" if predicted is None else f", {predicted * 1e3:.1f} ms predicted"
+        error = DeadlineError(f"no answer after {inference.elapsed * 1e3:.1f} ms{expected}")
+        edge.late(error)
+        return _Finished(self._alone(choice, world, f"local after cut {plan.cut}: {error}"), hedged=True)
+
+    @staticmethod
+    def _alone(choice: Choice, world: World, why: str) -> Choice:
+        """The choice to do without a server."""
+        return Choice(Chosen("", world.local), choice.predicted_seconds, why, choice.previous)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_common.engines.registry import engine_for
 from loadpart_common.engines.timing import idle_seconds
+from loadpart_common.errors import ClientClosedError
 from loadpart_common.latency.anchors import Anchors
 from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.measurements import Measurements
@@ -62,7 +64,7 @@ class LocalRuntime:
                 machine is in a file that is damaged.
         """
         self._on_change = on_change
-        self.graph: Graph = stored.manifest.graph
+        self.graph: Graph = stored.graph
         self._stored = stored
         engine = engine_for(stored.manifest.format)
         measurements = Measurements(engine, threads, latency_folder)
@@ -72,6 +74,7 @@ class LocalRuntime:
             self._anchors.measure(plan_at(self.graph, cut), seconds)
         self._executor = EngineExecutor.acquire(engine, threads=threads, memory_limit_bytes=memory_limit_bytes)
         self._model: CachedModel | None = None
+        self._is_closed = False
         self._ready: set[PlanKey] = set()
         self._lock = threading.RLock()
         self._slow_down = SlowDown(readings=_READINGS)
@@ -105,8 +108,8 @@ class LocalRuntime:
         return self._curves.head_seconds({})
 
     def when_started(self, function: Callable[[], object]) -> None:
-        """Has a function called, on the engine's thread, once the engine is started."""
-        self._executor.submit(lambda _: function())
+        """Has a function called once the engine is started; see `EngineExecutor.when_started`."""
+        self._executor.when_started(function)
 
     def build(self, plans: Iterable[PlanKey]) -> None:
         """Has the heads of plans, and the tails that finish for them, built when the engine has nothing else to do.
@@ -125,10 +128,14 @@ class LocalRuntime:
         """Waits until everything that was asked for so far is built.
 
         Raises:
-            ModelError: The model file is damaged, or the engine cannot build a segment.
+            ModelError: The model file is damaged, or the engine cannot start or build a segment.
+            ClientClosedError: The client was closed meanwhile.
         """
-        for build in list(self._builds):
-            build.result()
+        try:
+            for build in list(self._builds):
+                build.result()
+        except CancelledError:
+            raise _closed() from None
 
     def head(self, plan: PlanKey, inputs: Values, batch: int) -> tuple[Values, float]:
         """Runs the head of a plan; gives what it computes and the seconds that it ran."""
@@ -152,11 +159,23 @@ class LocalRuntime:
         """
         return self._executor.run(self._finish, plan, values, batch)
 
+    def can_resume(self, plan: PlanKey, batch: int) -> bool:
+        """Whether `finish` goes on from the head's outputs."""
+        return plan in self._ready and batch == self.graph.smallest_batch
+
+    def start_to_finish(self, plan: PlanKey, values: Values, batch: int) -> Future[Values]:
+        """Begins what `finish` does, on another thread; cancelling helps only before it has begun."""
+        return self._executor.start(self._finish, plan, values, batch)
+
     def close(self) -> None:
-        """Drops the model, after what is under way; what is not begun is cancelled."""
-        for build in self._builds:
+        """Drops the model, after what is under way; what is not begun is cancelled or raises `ClientClosedError`."""
+        with self._lock:
+            self._is_closed = True
+            builds = list(self._builds)
+        for build in builds:
             build.cancel()
-        self._executor.run(self._unload)
+        if self._model is not None:
+            self._executor.run(self._unload)
         self._executor.release()
 
     def _unload(self, cache: SegmentCache) -> None:
@@ -169,8 +188,12 @@ class LocalRuntime:
         model = self._model
         if model is None:
             with self._lock:
+                if self._is_closed:
+                    raise _closed()
                 if self._model is None:
-                    self._model = cache.load(self._stored.path, self._stored.manifest.format)
+                    self._model = cache.load(
+                        self._stored.path, self._stored.manifest.format, self._stored.manifest.digest
+                    )
                 model = self._model
         return model
 
@@ -202,3 +225,7 @@ class LocalRuntime:
         if cache.is_compiled(self._loaded(cache), tail, batch):
             return self._run(cache, tail, values, batch)[0]
         return self._run(cache, self.graph.head(self.graph.layer_count), values, batch)[0]
+
+
+def _closed() -> ClientClosedError:
+    return ClientClosedError("the client was closed meanwhile: make another one")

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError, ServerError
-from loadpart_common.files import write_atomically
+from loadpart_common.files import MOST_MODEL_BYTES
+from loadpart_common.formats.registry import FORMATS
 from loadpart_common.store.manifest import Manifest
-from loadpart_common.store.model_store import MANIFEST, ModelStore, StoredModel
+from loadpart_common.store.model_store import ModelStore, StoredModel
 from loadpart_device.edges.connection import model_info
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from loadpart.v1 import offload_pb2
+    from loadpart_common.wire.endpoint import Endpoint
     from loadpart_device.edges.connection import Connection
 
 log = logging.getLogger(__name__)
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _DIGEST_LETTERS = 16  # of the digest, in a folder's name
+_PATIENCE_SECONDS = 30.0  # without a piece of a model, after which the server counts as stalled
 
 
 def default_cache() -> Path:
@@ -51,40 +59,69 @@ class ModelCache:
                 return stored
         return None
 
-    def fetch(self, connection: Connection, name: str, on_progress: Callable[[int, int], None]) -> StoredModel:
+    def fetch(
+        self, connection: Connection, name: str, info: offload_pb2.ModelInfo, on_progress: Callable[[int, int], None]
+    ) -> StoredModel:
         """Fetches a model from the server.
+
+        Only the file is believed, and only when it has the digest that the server claims: the network is read from it.
 
         Args:
             connection: To the server.
             name: Name of the model.
+            info: What the server says of it.
             on_progress: Called with the bytes that have come and the bytes of all.
 
         Raises:
             ModelNotFoundError: The server has none of that name.
-            ModelError: What came is not what its manifest says.
-            OffloadError: The server could not be reached.
+            ModelError: What came is not what the server said, or there is no room for it.
+            OffloadError: The server could not be reached, or stopped sending.
         """
-        pieces = connection.get_model(name)
-        first = next(pieces, None)
-        if first is None or first.WhichOneof("piece") != "manifest":
-            raise ModelError(f"{connection.endpoint}: expected the manifest of model {name!r} first")
-        manifest = Manifest.from_bytes(first.manifest, f"{connection.endpoint}, model {name!r}")
+        pieces = connection.get_model(name).pieces(_PATIENCE_SECONDS)
+        manifest = _manifest(pieces, name, info, connection.endpoint)
         folder = f"{name}-{manifest.digest[:_DIGEST_LETTERS]}"
         digest, received = hashlib.sha256(), 0
-        with self._store.adding(folder, manifest.format) as path:
-            with path.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece.chunk)
-                    digest.update(piece.chunk)
-                    received += len(piece.chunk)
-                    on_progress(received, manifest.file_bytes)
-            if digest.hexdigest() != manifest.digest:
-                raise ModelError(
-                    f"model {name!r} from {connection.endpoint}: expected digest {manifest.digest[:12]}..., "
-                    f"got {digest.hexdigest()[:12]}... ({received} of {manifest.file_bytes} bytes)"
-                )
-        write_atomically(self._store.folder / folder / MANIFEST, manifest.to_bytes())
+        try:
+            with self._store.adding(folder, manifest.format) as path:
+                if (free := shutil.disk_usage(path.parent).free) < manifest.file_bytes:
+                    raise ModelError(
+                        f"model {name!r} has {manifest.file_bytes} bytes, but {free} are free in {path.parent}"
+                    )
+                with path.open("wb") as file:
+                    for piece in pieces:
+                        received += len(piece.chunk)
+                        if received > manifest.file_bytes or not piece.chunk:
+                            raise ModelError(
+                                f"model {name!r} from {connection.endpoint}: expected {manifest.file_bytes} bytes, "
+                                "got more, or an empty piece"
+                            )
+                        file.write(piece.chunk)
+                        digest.update(piece.chunk)
+                        on_progress(received, manifest.file_bytes)
+                if digest.hexdigest() != manifest.digest:
+                    raise ModelError(
+                        f"model {name!r} from {connection.endpoint}: expected digest {manifest.digest[:12]}..., "
+                        f"got {digest.hexdigest()[:12]}... ({received} of {manifest.file_bytes} bytes)"
+                    )
+            self._store.describe(folder, name, manifest.labels)
+        except OSError as error:
+            raise ModelError(f"model {name!r} cannot be kept in {self._store.folder}: {error}") from error
         return self._store.open(folder)
+
+    def with_labels(self, stored: StoredModel, connection: Connection, info: offload_pb2.ModelInfo) -> StoredModel:
+        """A model with the labels that a server has for it, which the digest of the file does not cover.
+
+        Raises:
+            OffloadError: The server could not be reached.
+        """
+        manifest = stored.manifest
+        if info.labels_digest == manifest.labels_digest:
+            return stored
+        with contextlib.closing(connection.get_model(manifest.name).pieces(_PATIENCE_SECONDS)) as pieces:
+            labels = _manifest(pieces, manifest.name, info, connection.endpoint).labels
+        with contextlib.suppress(OSError):  # a cache that cannot be written to can still be read
+            self._store.describe(stored.path.parent.name, manifest.name, labels)
+        return replace(stored, manifest=replace(manifest, labels=labels))
 
     def find_or_raise(self, name: str, why: OffloadError) -> StoredModel:
         """The model as it was last fetched, for when the server cannot be reached.
@@ -132,10 +169,33 @@ def find_model(
     for connection in connections:
         try:
             info = model_info(connection.list_models(timeout_seconds), name, connection.endpoint)
-            stored = models.find(name, info.digest) or models.fetch(connection, name, on_progress)
-            return FoundModel(stored, info, None)
+            stored = models.find(name, info.digest)
+            if stored is None:
+                stored = models.fetch(connection, name, info, on_progress)
+            return FoundModel(models.with_labels(stored, connection, info), info, None)
         except ServerError as error:
             log.warning("the server at %s cannot be reached: %s", connection.endpoint, error)
             why_not = error
     assert why_not is not None
     return FoundModel(models.find_or_raise(name, why_not), None, why_not)
+
+
+def _manifest(
+    pieces: Iterator[offload_pb2.GetModelResponse], name: str, info: offload_pb2.ModelInfo, endpoint: Endpoint
+) -> Manifest:
+    """The manifest that comes first, when it describes the model that the server has announced."""
+    first = next(pieces, None)
+    if first is None or first.WhichOneof("piece") != "manifest":
+        raise ModelError(f"{endpoint}: expected the manifest of model {name!r} first")
+    manifest = Manifest.from_bytes(first.manifest, f"what {endpoint} says of model {name!r}")
+    if manifest.digest != info.digest or not _DIGEST.fullmatch(manifest.digest):
+        raise ModelError(f"{endpoint}, model {name!r}: expected the digest {info.digest!r}, got {manifest.digest!r}")
+    if not 0 < manifest.file_bytes <= MOST_MODEL_BYTES:
+        raise ModelError(
+            f"{endpoint}, model {name!r}: expected 1 to {MOST_MODEL_BYTES} bytes, got {manifest.file_bytes}"
+        )
+    if manifest.format not in FORMATS:
+        raise ModelError(
+            f"{endpoint}, model {name!r}: expected a format of {', '.join(FORMATS)}, got {manifest.format!r}"
+        )
+    return manifest

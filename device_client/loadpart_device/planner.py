@@ -65,11 +65,11 @@ class Planner:
         """The plans that can be run with a server."""
         return self._plans[edge]
 
-    def world(self) -> World:
-        """What is known now."""
+    def world(self, batch: int) -> World:
+        """What is known now, for a batch of so many items."""
         edges = tuple(
             [
-                EdgeState(edge.name, self._plans[edge.name], edge.link.reading, edge.load, edge.unavailable())
+                EdgeState(edge.name, self._plans_for(edge, batch), edge.link.reading, edge.load, edge.unavailable())
                 for edge in self._fleet
             ]
         )
@@ -93,11 +93,28 @@ class Planner:
                 [
                     point
                     for point in self._points(edge.offer)
-                    if self._is_offered(point, edge.offer) and (point.key.is_local or local.is_ready(point.key))
+                    if point.key.is_local
+                    or (
+                        self._is_offered(point, edge.offer)
+                        and local.is_ready(point.key)
+                        and edge.why_too_large(point.uplink_bytes, 1) is None
+                    )
                 ]
             )
             for edge in self._fleet
         }
+
+    def _plans_for(self, edge: Edge, batch: int) -> Plans:
+        """The plans that a server takes for a batch: a large batch makes large messages."""
+        plans = self._plans[edge.name]
+        if batch == 1:
+            return plans
+        fitting = [
+            point
+            for point in plans.points
+            if point.key.is_local or edge.why_too_large(point.uplink_bytes * batch, batch) is None
+        ]
+        return plans if len(fitting) == len(plans.points) else Plans(fitting)
 
     @staticmethod
     def _is_offered(point: Point, offer: Offer | None) -> bool:

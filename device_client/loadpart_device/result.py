@@ -68,11 +68,17 @@ class Result:
         outputs: The network's outputs.
         plan: How they were computed.
         timings: Where the time went.
+        late: Whether it came after the deadline.
+        hedged: Whether the device began its own tail while the server's answer was out, because that was late.
+        resumed: Whether the device finished for the server, which failed, refused or was late.
     """
 
     outputs: tuple[Array, ...]
     plan: Plan
     timings: Timings
+    late: bool = False
+    hedged: bool = False
+    resumed: bool = False
 
     @property
     def output(self) -> Array:
@@ -80,7 +86,7 @@ class Result:
         return self.outputs[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Plan and timings, ready for `json.dumps`; the outputs are left out."""
+        """Plan, timings and what went wrong, ready for `json.dumps`; the outputs are left out."""
         plan = self.plan
         return {
             "plan": {
@@ -92,4 +98,7 @@ class Result:
                 "reason": plan.reason,
             },
             "timings": asdict(self.timings),
+            "late": self.late,
+            "hedged": self.hedged,
+            "resumed": self.resumed,
         }

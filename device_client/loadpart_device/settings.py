@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.wire.endpoint import Endpoint
+from loadpart_common.wire.credentials import Credentials
+from loadpart_common.wire.endpoint import Endpoint, is_address, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 ENV_PREFIX = "LOADPART_DEVICE_"
 
@@ -34,7 +36,20 @@ class Settings:
     decision_log: str | None = None
     connect_timeout: float = 5.0
     metrics_listen: str | None = None
+    hedge: bool = True
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    token_file: str | None = None
+    token: str | None = None
+    tls: bool = False
+    server_name: str = ""
+    insecure: bool = False
 
+
+_FLAGS = ("hedge", "tls", "insecure")
+_CREDENTIALS = ("ca", "certificate", "key", "token_file")
+_TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 _NUMBERS: dict[str, type[int] | type[float]] = {"deadline": float, "threads": int, "connect_timeout": float}
 
@@ -59,8 +74,11 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None, *, needs
     for name, kind in _NUMBERS.items():
         if values.get(name) is not None:
             values[name] = _number(name, kind, values[name])
-    if "server" in values:
-        values["server"] = Endpoint.parse(str(values["server"]))
+    for name in _FLAGS:
+        if name in values:
+            values[name] = _truth(name, values[name])
+    endpoint = Endpoint.parse(str(values.get("server", DEFAULT_SERVER.target)))
+    values["server"] = replace(endpoint, credentials=_credentials(values))
     settings = Settings(**values)
     if needs_model and not settings.model:
         raise SettingsError("model: expected the name of a model, got nothing")
@@ -70,6 +88,63 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None, *, needs
 def parse_policy(text: str) -> str | int:
     """A policy as it is typed: a name, or the number of a cut."""
     return int(text) if text.isdecimal() else text
+
+
+def check_deadline(seconds: float | None) -> float | None:
+    """A deadline that can be one.
+
+    Raises:
+        SettingsError: It is not a number of seconds above 0.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+        raise SettingsError(f"deadline: expected a number of seconds above 0, got {seconds!r}")
+    return float(seconds)
+
+
+def check_metrics_listen(listen: str, *, insecure: bool) -> None:
+    """Refuses to show the metrics to a network by oversight.
+
+    Raises:
+        SettingsError: The address can be reached from elsewhere, and `insecure` does not say that it may be.
+    """
+    if is_address(listen) and not is_loopback(listen) and not insecure:
+        raise SettingsError(
+            f"metrics_listen: {listen} is open to a network, in the clear and to everybody: "
+            "expected an address of this machine alone, or 'insecure' to do so all the same"
+        )
+
+
+def credentials_from(environment: Mapping[str, str] = os.environ) -> Credentials:
+    """The credentials that the environment names, as the settings do: `LOADPART_DEVICE_CA` and so on.
+
+    Raises:
+        SettingsError: They do not belong together.
+    """
+    names = (*_CREDENTIALS, "token", "tls", "server_name")
+    found = {name: environment.get(f"{ENV_PREFIX}{name.upper()}") for name in names}
+    values: dict[str, Any] = {name: text for name, text in found.items() if text}
+    if "tls" in values:
+        values["tls"] = _truth("tls", values["tls"])
+    return _credentials(values)
+
+
+def _credentials(values: Mapping[str, Any]) -> Credentials:
+    paths = {name: Path(values[name]) for name in _CREDENTIALS if values.get(name)}
+    return Credentials(
+        **paths,
+        token=values.get("token"),
+        tls=values.get("tls", False),
+        server_name=values.get("server_name", ""),
+    )
+
+
+def _truth(name: str, value: Any) -> bool:
+    truth = value if isinstance(value, bool) else _TRUTHS.get(str(value).lower())
+    if truth is None:
+        raise SettingsError(f"{name}: expected true or false, got {value!r}")
+    return truth
 
 
 def _read_file(config: Path, known: set[str]) -> dict[str, Any]:
@@ -90,6 +165,6 @@ def _number(name: str, kind: type[int] | type[float], value: Any) -> int | float
         number = kind(value)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{name}: expected {what}, got {value!r}") from error
-    if number <= 0:
+    if not 0 < number < math.inf:
         raise SettingsError(f"{name}: expected {what} above 0, got {value!r}")
     return number

@@ -1,10 +1,9 @@
-"""The command line of the edge server: serve, export, models, calibrate, profile."""
+"""The command line of the edge server: serve, export, models, calibrate, profile, credentials."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,9 @@ from loadpart_common.engines.mindspore.zoo import export as export_network
 from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES, engine_for
 from loadpart_common.errors import OffloadError
 from loadpart_common.latency.measurements import Measurements
+from loadpart_common.logs import log_to_stderr
 from loadpart_common.store.model_store import ModelStore
+from loadpart_edge.access.commands import app as credentials
 from loadpart_edge.daemon import Daemon
 from loadpart_edge.settings import ENV_PREFIX, load_settings
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(credentials)
 
 Config = Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}CONFIG", help="TOML file with settings.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of the model store.")]
@@ -41,10 +43,23 @@ def serve(
     metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus metrics.")] = None,
     models: Annotated[str | None, typer.Option(help="Models to serve, by commas; all in the store if absent.")] = None,
     store: Store = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file with the server's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file with the authorities of devices' certificates.")
+    ] = None,
+    clients: Annotated[Path | None, typer.Option(help="TOML file of those who may use the server.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen to a network without TLS or without credentials.")
+    ] = None,
+    open_health: Annotated[
+        bool | None, typer.Option("--open-health", help="Answer health checks of clients without credentials.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; each holds all models.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one worker; 0 shares out the cores.")] = None,
     queue_limit: Annotated[int | None, typer.Option(help="Jobs that may wait; more are refused.")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest message that is accepted.")] = None,
+    memory_bytes: Annotated[int | None, typer.Option(help="Bytes of requests that are held at a time.")] = None,
     segment_memory_bytes: Annotated[int | None, typer.Option(help="Memory of a worker's compiled tails.")] = None,
     latency_folder: console.LatencyFolder = None,
     status_period_seconds: Annotated[float | None, typer.Option(help="Period of the status stream.")] = None,
@@ -55,9 +70,8 @@ def serve(
     """Serves models until SIGTERM; says on stdout when it is ready, and where it listens."""
     flags = {name: value for name, value in locals().items() if name != "config"}
     settings = load_settings(flags, config)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s daemon: %(message)s", stream=sys.stderr
-    )
+    log_to_stderr(settings.log_level, "daemon")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to undo before the daemon listens to signals
     with console.progress("building tails") as tell:
         asyncio.run(Daemon(settings, tell).run())
 
@@ -102,11 +116,11 @@ def models(store: Store = None, config: Config = None) -> None:
     )
     for name in target.names():
         try:
-            manifest = target.open(name).manifest
+            stored = target.open(name)
         except OffloadError as error:
             table.add_row(name, f"cannot be served: {error}")
             continue
-        graph = manifest.graph
+        manifest, graph = stored.manifest, stored.graph
         table.add_row(
             name,
             manifest.format,

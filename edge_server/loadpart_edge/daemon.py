@@ -6,17 +6,22 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import signal
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from loadpart_common.metrics_server import MetricsServer
 from loadpart_common.store.model_store import ModelStore
-from loadpart_common.wire.limits import channel_options
+from loadpart_common.wire.endpoint import is_loopback
+from loadpart_common.wire.limits import PIECE_BYTES, channel_options
 from loadpart_common.wire.methods import SERVICE
+from loadpart_edge.access.clients import ClientsFile
+from loadpart_edge.access.guard import Guard
 from loadpart_edge.metrics import Metrics
+from loadpart_edge.rpc.door import Door
+from loadpart_edge.rpc.health import HealthService
 from loadpart_edge.rpc.service import OffloadService
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.status import StatusBoard
@@ -32,9 +37,21 @@ if TYPE_CHECKING:
     from loadpart_edge.settings import Settings
     from loadpart_edge.workers.base import Preparation, Worker
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _GRACE_SECONDS = 1.0
+_STORE_SECONDS = 5.0
+"""Period in which the store is looked at for files that were changed."""
+
+_SERVER_OPTIONS = [
+    *channel_options(PIECE_BYTES),
+    ("grpc.max_send_message_length", -1),  # what a network gives may be of any size
+    ("grpc.so_reuseport", 0),  # on by default: two daemons would share a port without an error
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # Strangers: a connection that is not set up soon or carries no calls is closed, and one carries so many at most.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_concurrent_streams", 256),
+]
 
 log = logging.getLogger(__name__)
 
@@ -48,67 +65,104 @@ class Daemon:
         Args:
             settings: Its settings.
             on_progress: Called with the number of tails built so far and that of all, while it starts.
+
+        Raises:
+            OffloadError: The models or the file of clients cannot be opened.
         """
         self._settings = settings
         self._on_progress = on_progress
         self._metrics = Metrics()
+        clients = ClientsFile(settings.clients) if settings.clients else None
+        self._guard = Guard(clients, asks_for_certificates=settings.tls_client_ca is not None)
         self._models = ServedModels(ModelStore(settings.store), settings)
-        self._health = health.aio.HealthServicer()
         self._to_build = 0
         self._built = 0
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT.
+        """Serves until SIGTERM or SIGINT; a second signal ends it without draining.
 
         Raises:
-            SettingsError: An address cannot be bound.
+            SettingsError: An address cannot be bound, or a certificate not be read.
             OffloadError: The workers cannot start.
         """
         settings = self._settings
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stop, stop_now = asyncio.Event(), asyncio.Event()
+        self._listen_to_signals(stop, stop_now)
+        _allow_many_connections()
         scheduler = self._make_scheduler()
         board = StatusBoard(scheduler, settings.status_period_seconds, lambda: self._models.version)
-        scheduler.on_change = board.queue_changed
-        self._metrics.follow(scheduler, board)
+        door = Door(self._guard, self._metrics, memory_bytes=settings.memory_bytes)
+        self._metrics.follow(scheduler, board, lambda: door.held_bytes)
         service = OffloadService(
             self._models, scheduler, board, self._metrics, max_message_bytes=settings.max_message_bytes
         )
-        await self._set_health(_NOT_SERVING)
-        server = grpc.aio.server(
-            options=[
-                *channel_options(settings.max_message_bytes),
-                ("grpc.so_reuseport", 0),  # on by default: two daemons would share a port without an error
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-            ]
-        )
-        server.add_generic_rpc_handlers((service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health = HealthService(["", SERVICE, *(model.name for model in self._models)])
+        scheduler.on_change = board.queue_changed
+        server = grpc.aio.server(options=_SERVER_OPTIONS)
+        server.add_generic_rpc_handlers((service.handler(door), health.handler(door, is_open=settings.open_health)))
         with self._metrics_server() as metrics_address:
-            endpoint = settings.listen.bind(server)
+            endpoint = settings.listen.bind(server, settings.tls)
+            self._warn_of_openness(endpoint)
             await server.start()
             board.start()
+            watching = asyncio.create_task(self._watch(health, service, scheduler, board))
             try:
                 if await _unless(stop, scheduler.start()):
-                    gc.freeze()  # modules and manifests live as long as the process; collections skip them now
+                    gc.freeze()  # modules and graphs live as long as the process; collections skip them now
                     service.ready = True
-                    await self._set_health(_SERVING)
+                    health.set_all(True)
                     print(self._ready_line(endpoint, metrics_address), flush=True)  # the promised line
                     await stop.wait()
                     log.info("draining: %d running, %d waiting", scheduler.running, scheduler.queue_length)
-                    await self._set_health(_NOT_SERVING)
+                    health.set_all(False)
                     board.draining = True
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(settings.drain_seconds):
-                            await scheduler.drained()
+                            await _unless(stop_now, scheduler.drained())
+                if not service.ready or stop_now.is_set() or scheduler.running:
+                    scheduler.kill()
             finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
                 await board.close()
-                await server.stop(_GRACE_SECONDS)
+                await server.stop(0 if stop_now.is_set() else _GRACE_SECONDS)
                 await scheduler.close()
         log.info("stopped")
+
+    def _listen_to_signals(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
+        def heard() -> None:
+            (stop_now if stop.is_set() else stop).set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, heard)
+
+    async def _watch(
+        self, health: HealthService, service: OffloadService, scheduler: Scheduler, board: StatusBoard
+    ) -> None:
+        """Keeps health true: without a worker nothing is served, nor is a model whose file has been changed."""
+        told: set[str] = set()
+        while True:
+            await asyncio.sleep(min(_STORE_SECONDS, self._settings.status_period_seconds))
+            if not service.ready or board.draining:
+                continue
+            changed = {model.name for model in await asyncio.to_thread(self._models.changed_files)}
+            for name in sorted(changed - told):
+                log.error("model %s: its file has been changed; start the server again to serve what is there", name)
+            told = changed
+            is_serving = scheduler.live_workers > 0
+            for name in ("", SERVICE):
+                health.set(name, is_serving)
+            for model in self._models:
+                health.set(model.name, is_serving and model.name not in changed)
+
+    def _warn_of_openness(self, endpoint: Endpoint) -> None:
+        settings = self._settings
+        if not is_loopback(endpoint.target):
+            if settings.tls is None:
+                log.warning("%s is not encrypted: whoever is on the way can read and change what is sent", endpoint)
+            if settings.tls_client_ca is None and settings.clients is None:
+                log.warning("%s asks nobody for a credential: whoever can reach it can use it", endpoint)
 
     def _make_scheduler(self) -> Scheduler:
         settings, preparations = self._settings, self._models.preparations()
@@ -129,6 +183,7 @@ class Daemon:
             canary=self._models.canary(),
             on_prepared=self._on_prepared,
             on_restart=self._metrics.worker_restarts.inc,
+            on_dropped=self._metrics.dropped.inc,
         )
 
     def _on_prepared(self, worker: Worker, preparation: Preparation, answer: Prepared | OffloadError) -> None:
@@ -138,22 +193,21 @@ class Daemon:
         self._built += 1
         self._on_progress(self._built, self._to_build)
 
-    async def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE, *(model.name for model in self._models)):
-            await self._health.set(name, status)
-
     def _ready_line(self, endpoint: Endpoint, metrics_address: str | None) -> str:
-        metrics = f" metrics=http://{metrics_address}/metrics" if metrics_address else ""
+        scheme = "https" if self._settings.metrics_tls else "http"
+        metrics = f" metrics={scheme}://{metrics_address}/metrics" if metrics_address else ""
         models = ",".join(model.name for model in self._models)
         return f"loadpart-edge ready: listening={endpoint}{metrics} models={models}"
 
     @contextlib.contextmanager
     def _metrics_server(self) -> Iterator[str | None]:
         """Serves the metrics, if asked for, within the block; gives the actual address."""
-        if self._settings.metrics_listen is None:
+        settings = self._settings
+        if settings.metrics_listen is None:
             yield None
             return
-        with contextlib.closing(MetricsServer(self._settings.metrics_listen, self._metrics.registry)) as server:
+        server = MetricsServer(settings.metrics_listen, self._metrics.registry, settings.metrics_tls)
+        with contextlib.closing(server):
             yield server.address
 
 
@@ -161,11 +215,21 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Does work unless the event comes first; whether it was done."""
     working = asyncio.create_task(work)
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if working.done():
-        working.result()
-        return True
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
-    return False
+    try:
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+    if working.cancelled():
+        return False
+    working.result()
+    return True
+
+
+def _allow_many_connections() -> None:
+    """Takes as many descriptors as the system allows this process; each connection has one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import grpc
+
     from loadpart_common.planning.plan import PlanKey
-    from loadpart_edge.scheduling.queue import Served
+    from loadpart_edge.scheduling.job import Served
     from loadpart_edge.scheduling.scheduler import Scheduler
     from loadpart_edge.scheduling.status import StatusBoard
 
@@ -36,12 +40,20 @@ class Metrics:
             ["model", "phase"], buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
         self.worker_restarts = Counter(
-            "loadpart_edge_worker_restarts", "Workers that died and were replaced", registry=self.registry
+            "loadpart_edge_worker_restarts", "Workers that died or hung and were replaced", registry=self.registry
         )
+        self.dropped = Counter(
+            "loadpart_edge_dropped", "Jobs dropped before they ran, because their deadlines had passed",
+            registry=self.registry,
+        )  # fmt: skip
         self.worker_memory = Gauge(
             "loadpart_edge_worker_resident_bytes", "Resident memory of a worker when it last built a tail", ["worker"],
             registry=self.registry,
         )  # fmt: skip
+
+    def answered(self, method: str, code: grpc.StatusCode) -> None:
+        """Counts an answer."""
+        self.requests.labels(method, code.name).inc()
 
     def inferred(self, model: str, plan: PlanKey, nbytes: int, served: Served, total_seconds: float) -> None:
         """Counts a request that was answered."""
@@ -55,15 +67,17 @@ class Metrics:
         ):
             self.phases.labels(model, phase).observe(seconds)
 
-    def follow(self, scheduler: Scheduler, board: StatusBoard) -> None:
-        """Has the gauges read the scheduler and the status when they are scraped."""
+    def follow(self, scheduler: Scheduler, board: StatusBoard, held_bytes: Callable[[], int]) -> None:
+        """Has the gauges read the scheduler, the status and the door when they are scraped."""
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"loadpart_edge_{name}", text, registry=self.registry)
 
+        gauge("held_bytes", "Bytes of requests that are held").set_function(held_bytes)
         gauge("queue_length", "Jobs waiting for a worker").set_function(lambda: scheduler.queue_length)
+        gauge("workers", "Workers that take jobs").set_function(lambda: scheduler.live_workers)
         gauge("running", "Jobs that workers run").set_function(lambda: scheduler.running)
-        gauge("backlog_seconds", "Predicted seconds until a job that comes now is started").set_function(
+        gauge("backlog_seconds", "Predicted wait of a job of a device with none waiting").set_function(
             lambda: scheduler.backlog_seconds
         )
         gauge("slow_down", "Measured over predicted tail time").set_function(lambda: scheduler.slow_down)

@@ -14,6 +14,7 @@ from loadpart_common.planning.winners import winning_plans
 from loadpart_common.tensors import check_arrays
 from loadpart_common.wire import framing
 from loadpart_edge.tail_times import TailTimes
+from loadpart_edge.workers.base import Preparation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ class ServedModel:
         tail_seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,); the mean of the hosts.
         modelled_tail_seconds: The same from the latency model alone.
         ready_plans: Plans whose tails are built.
+        max_batch: The largest batch that is run: a larger one would take more memory than a worker may.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class ServedModel:
         latency: LatencyModel,
         profile: Profile,
         on_change: Callable[[], None],
+        *,
+        memory_limit_bytes: int,
     ) -> None:
         """Makes one.
 
@@ -58,11 +62,12 @@ class ServedModel:
             latency: The latency model of this machine and that engine.
             profile: What was measured of the model on this machine.
             on_change: Called when `tail_seconds` or `ready_plans` have changed.
+            memory_limit_bytes: Bound on the memory of a worker's compiled tails, weights left out.
         """
         self._on_change = on_change
         self.name = name
         self.stored = stored
-        self.graph = stored.manifest.graph
+        self.graph = stored.graph
         self.engine = engine
         self._curves = Curves(self.graph, latency)
         self._profile = profile
@@ -73,6 +78,12 @@ class ServedModel:
         plans = points(self.graph, self._curves.head_seconds(self._profile.heads), self.tail_seconds)
         self.candidates = tuple(point.key for point in winning_plans(plans) if not point.key.is_local)
         self.ready_plans: set[PlanKey] = set()
+        one = sum(spec.nbytes(1) for layer in self.graph.layers for spec in layer.outputs)
+        self.max_batch = max(self.graph.smallest_batch, memory_limit_bytes // max(one, 1))
+
+    def preparation(self, plan: PlanKey) -> Preparation:
+        """How a worker is told to build and time the tail of a plan."""
+        return Preparation(self.stored.manifest.digest, plan, batch=self.graph.smallest_batch)
 
     def predict(self, plan: PlanKey, batch: int, host: str) -> float:
         """Idle seconds of a tail on a host, for a whole batch."""
@@ -96,7 +107,7 @@ class ServedModel:
         Raises:
             ModelMismatchError: The device holds another file.
             CutError: There is no such cut, or it leaves nothing to the server.
-            InputError: The codec is unknown, or the tensors are not those that are live at the cut.
+            InputError: The codec is unknown, the tensors are not those that are live at the cut, or too many items.
         """
         if digest != self.stored.manifest.digest:
             raise ModelMismatchError(
@@ -109,9 +120,12 @@ class ServedModel:
         cut = self.graph.cut(plan.cut)
         framing.check(tensors, codec_named(plan.codec))
         try:
-            return cut, check_arrays(tensors, cut.specs)
+            batch = check_arrays(tensors, cut.specs)
         except InputError as error:
             raise InputError(f"model {self.name!r}, cut {plan.cut}: {error}") from error
+        if batch > self.max_batch:
+            raise InputError(f"model {self.name!r}: expected a batch of at most {self.max_batch}, got {batch}")
+        return cut, batch
 
     def _times(self, host: str) -> TailTimes:
         times = self._by_host.get(host)

@@ -15,7 +15,6 @@ from loadpart_common.errors import (
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
 from loadpart_edge.served_model import ServedModel
-from loadpart_edge.workers.base import Preparation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from loadpart_common.latency.model import LatencyModel
     from loadpart_common.store.model_store import ModelStore, StoredModel
     from loadpart_edge.settings import Settings
+    from loadpart_edge.workers.base import Preparation
 
 _CANARY_SECONDS = 0.02
 """Long enough for another process's time slices (3 ms and more) to fall into it, short enough to be in nobody's way."""
@@ -68,7 +68,15 @@ class ServedModels:
                 continue
             if engine not in latency:
                 latency[engine] = measurements.model()
-            model = ServedModel(name, stored, engine.version(), latency[engine], profile, self._count_change)
+            model = ServedModel(
+                name,
+                stored,
+                engine.version(),
+                latency[engine],
+                profile,
+                self._count_change,
+                memory_limit_bytes=settings.segment_memory_bytes,
+            )
             self._models[name] = model
             self._by_digest.setdefault(stored.manifest.digest, []).append(model)
         if not self._models:
@@ -97,7 +105,7 @@ class ServedModels:
 
     def preparations(self) -> list[Preparation]:
         """The tails to build ahead, the canary's among them."""
-        wanted = [Preparation(model.stored.manifest.digest, plan) for model in self for plan in model.candidates]
+        wanted = [model.preparation(plan) for model in self for plan in model.candidates]
         return list(dict.fromkeys([*wanted, self.canary()]))
 
     def canary(self) -> Preparation:
@@ -110,7 +118,7 @@ class ServedModels:
             ),
             key=lambda each: each[0],
         )
-        return Preparation(model.stored.manifest.digest, PlanKey(cut, DEFAULT_CODEC))
+        return model.preparation(PlanKey(cut, DEFAULT_CODEC))
 
     def prepared(self, host: str, preparation: Preparation, seconds: float) -> None:
         """Takes in that a tail has been built on a host, and its idle time."""
@@ -119,3 +127,7 @@ class ServedModels:
 
     def _count_change(self) -> None:
         self.version += 1
+
+    def changed_files(self) -> list[ServedModel]:
+        """The models whose files are not those any more that were opened."""
+        return [model for model in self if model.stored.is_changed]

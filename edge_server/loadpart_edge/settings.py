@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, InstanceOf, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -18,7 +18,8 @@ from pydantic_settings import (
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.measurements import default_folder
 from loadpart_common.machine import usable_cores
-from loadpart_common.wire.endpoint import ADDRESS, Endpoint, is_address
+from loadpart_common.wire.credentials import ServerTls
+from loadpart_common.wire.endpoint import ADDRESS, Endpoint, is_address, is_loopback
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def default_store() -> Path:
 class Settings(BaseSettings):
     """Settings of the edge server daemon."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    listen: Annotated[Endpoint, BeforeValidator(_endpoint)] = Field(
+    listen: Annotated[InstanceOf[Endpoint], BeforeValidator(_endpoint)] = Field(
         Endpoint("127.0.0.1:50051"), description="HOST:PORT for gRPC; port 0 picks a free one"
     )
     metrics_listen: Address | None = Field(
@@ -71,6 +72,20 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
         (), description="models to serve, separated by commas; all in the store when not given"
     )
+    insecure: bool = Field(
+        False, description="listen to a network although anybody there may read along, or use the server"
+    )
+    tls_certificate: Path | None = Field(None, description="PEM file with the server's certificate; none: in the clear")
+    tls_key: Path | None = Field(None, description="PEM file with the private key of the certificate")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file with the authorities that devices' certificates must come from; none: not asked for"
+    )
+    clients: Path | None = Field(
+        None, description="TOML file of those who may use the server, with their rights; none: whoever can connect"
+    )
+    open_health: bool = Field(
+        False, description="let any client ask for health, as orchestrators do, which have no credentials"
+    )
     workers: int = Field(
         default_factory=lambda: max(1, usable_cores() // 4),
         ge=1,
@@ -82,6 +97,9 @@ class Settings(BaseSettings):
     max_message_bytes: int = Field(
         DEFAULT_MAX_MESSAGE_BYTES, ge=1 << 10, lt=1 << 31, description="largest message that is accepted"
     )
+    memory_bytes: int = Field(
+        1 << 30, ge=16 << 20, description="requests that are held at a time, in bytes; more are refused"
+    )
     segment_memory_bytes: int = Field(
         1 << 30, ge=1 << 20, description="memory of a worker's compiled tails, weights left out; the oldest are dropped"
     )
@@ -90,6 +108,39 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
 
     config_file: ClassVar[Path | None] = None
+
+    @model_validator(mode="after")
+    def _check_door(self) -> Settings:
+        """Refuses to open the server to a network by oversight."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate, tls_key: expected both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca: expected tls_certificate and tls_key with it")
+        if self.insecure:
+            return self
+        if not is_loopback(self.listen.target) and not (self.tls and (self.tls_client_ca or self.clients)):
+            raise ValueError(
+                f"listen: {self.listen} is open to a network: expected tls_certificate, tls_key and a file of clients "
+                "or tls_client_ca ('loadpart-edge credentials init' makes them), or 'insecure' to do without"
+            )
+        if self.metrics_listen is not None and not is_loopback(self.metrics_listen) and not self.tls_client_ca:
+            raise ValueError(
+                f"metrics_listen: {self.metrics_listen} is open to a network: expected tls_client_ca, from which "
+                "whoever scrapes has a certificate, or 'insecure' to do without"
+            )
+        return self
+
+    @property
+    def metrics_tls(self) -> ServerTls | None:
+        """How metrics are encrypted: with certificates on both sides, or not at all."""
+        return self.tls if self.tls_client_ca is not None else None
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """How the server encrypts; None when it does not."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return ServerTls(self.tls_certificate, self.tls_key, self.tls_client_ca)
 
     @property
     def worker_threads(self) -> int:
@@ -125,7 +176,9 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         return kind(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[no-any-return]
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']} (got {problem['input']!r})"
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
+            if problem["loc"]
+            else str(problem["msg"]).removeprefix("Value error, ")  # of a check of several fields, which names them
             for problem in error.errors()
         )
         raise SettingsError(problems) from error

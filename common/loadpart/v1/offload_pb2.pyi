@@ -132,8 +132,9 @@ class ServerStatus(_message.Message):
     ACTIVE_DEVICES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     MODELS_VERSION_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
     backlog_seconds: _builtins.float
-    """Predicted seconds until a job that comes now is started."""
+    """Predicted seconds until a job is started that comes now from a device with none waiting."""
     mean_backlog_seconds: _builtins.float
     """Mean of `backlog_seconds` over the last 0.3 seconds: what to expect once `backlog_seconds` is old."""
     slow_down: _builtins.float
@@ -146,6 +147,8 @@ class ServerStatus(_message.Message):
     """The server finishes what it has and takes no more."""
     models_version: _builtins.int
     """Changes when what `ListModels` says has changed."""
+    workers: _builtins.int
+    """Workers that take jobs now; without any, jobs are refused."""
     def __init__(
         self,
         *,
@@ -156,10 +159,11 @@ class ServerStatus(_message.Message):
         active_devices: _builtins.int = ...,
         draining: _builtins.bool = ...,
         models_version: _builtins.int = ...,
+        workers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_devices", b"active_devices", "backlog_seconds", b"backlog_seconds", "draining", b"draining", "externality_seconds", b"externality_seconds", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "slow_down", b"slow_down"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_devices", b"active_devices", "backlog_seconds", b"backlog_seconds", "draining", b"draining", "externality_seconds", b"externality_seconds", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "slow_down", b"slow_down", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,7 +171,12 @@ Global___ServerStatus: _TypeAlias = ServerStatus  # noqa: Y015
 
 @_typing.final
 class InferRequest(_message.Message):
-    """A tail to run."""
+    """A tail to run.
+
+    A request of more than 1 MiB comes in pieces, so that the server can bound what it holds. The first message has
+    `total_bytes` and everything but the tensors; each further one has `piece` alone. The pieces, one after another, are
+    the serialised field `tensors`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -176,7 +185,8 @@ class InferRequest(_message.Message):
     CUT_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
-    DEVICE_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    PIECE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     digest: _builtins.str
@@ -185,8 +195,10 @@ class InferRequest(_message.Message):
     """Layers that the device has run, 0 (none) to one less than all."""
     codec: _builtins.str
     """Codec of the tensors' bytes."""
-    device: _builtins.str
-    """What the device calls itself: the same for all its connections, and told to nobody else."""
+    total_bytes: _builtins.int
+    """Bytes of all pieces together; 0 when the tensors are in this message."""
+    piece: _builtins.bytes
+    """The next bytes of the serialised tensors, at most 1 MiB."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
         """The tensors that are live at the cut, in the order of the graph."""
@@ -199,11 +211,12 @@ class InferRequest(_message.Message):
         cut: _builtins.int = ...,
         tensors: _abc.Iterable[Global___Tensor] | None = ...,
         codec: _builtins.str = ...,
-        device: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        piece: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut", "device", b"device", "digest", b"digest", "model", b"model", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut", "digest", b"digest", "model", b"model", "piece", b"piece", "tensors", b"tensors", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -400,6 +413,8 @@ class ModelInfo(_message.Message):
     TAIL_SECONDS_FIELD_NUMBER: _builtins.int
     MODELLED_TAIL_SECONDS_FIELD_NUMBER: _builtins.int
     READY_PLANS_FIELD_NUMBER: _builtins.int
+    LABELS_DIGEST_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     digest: _builtins.str
@@ -408,6 +423,10 @@ class ModelInfo(_message.Message):
     """Format of the file."""
     engine: _builtins.str
     """Name and version of the engine that runs its tails."""
+    labels_digest: _builtins.str
+    """SHA-256 of the labels in the manifest, in hexadecimal."""
+    max_batch: _builtins.int
+    """Largest batch that the server runs."""
     @_builtins.property
     def tail_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Seconds that the tail of each cut takes on this server when idle, one image, for cut 0 to the number of layers."""
@@ -430,10 +449,12 @@ class ModelInfo(_message.Message):
         tail_seconds: _abc.Iterable[_builtins.float] | None = ...,
         modelled_tail_seconds: _abc.Iterable[_builtins.float] | None = ...,
         ready_plans: _abc.Iterable[Global___Plan] | None = ...,
+        labels_digest: _builtins.str = ...,
+        max_batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "format", b"format", "modelled_tail_seconds", b"modelled_tail_seconds", "name", b"name", "ready_plans", b"ready_plans", "tail_seconds", b"tail_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "format", b"format", "labels_digest", b"labels_digest", "max_batch", b"max_batch", "modelled_tail_seconds", b"modelled_tail_seconds", "name", b"name", "ready_plans", b"ready_plans", "tail_seconds", b"tail_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

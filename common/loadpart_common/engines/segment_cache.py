@@ -7,10 +7,11 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from loadpart_common.errors import ClientClosedError, ModelError
 from loadpart_common.formats.registry import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
     from pathlib import Path
 
     from loadpart_common.engines.base import CompiledSegment, Engine, LoadedModel
@@ -44,6 +45,7 @@ class SegmentCache:
 
     Attributes:
         engine: The engine.
+        on_drop: Called with model, segment and batch size of a compiled segment that is dropped for lack of memory.
     """
 
     def __init__(self, engine: Engine, memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES) -> None:
@@ -54,24 +56,37 @@ class SegmentCache:
             memory_limit_bytes: Bound on the estimated memory of compiled segments, weights left out.
         """
         self.engine = engine
+        self.on_drop: Callable[[CachedModel, Segment, int], object] = lambda *_: None
         self._memory_limit_bytes = memory_limit_bytes
         self._lock = threading.RLock()
         self._models: dict[Hashable, CachedModel] = {}  # by the file's identity
-        self._compiled: OrderedDict[tuple[int, int, int, int], CompiledSegment] = OrderedDict()
+        self._compiled: OrderedDict[tuple[int, int, int, int], tuple[CompiledSegment, CachedModel, Segment]]
+        self._compiled = OrderedDict()
 
-    def load(self, path: Path, format_name: str) -> CachedModel:
+    def load(self, path: Path, format_name: str, digest: str | None = None) -> CachedModel:
         """Opens a model's file; whoever opens the same one again shares its weights and segments.
 
+        Args:
+            path: The file.
+            format_name: Name of its format.
+            digest: SHA-256 that it must have, in hexadecimal: another file may lie under the path by now. None takes
+                any file.
+
         Raises:
-            ModelError: It is damaged, of another format, or holds what cannot be cut.
+            ModelError: It is damaged, another one, of another format, or holds what cannot be cut.
         """
         with self._lock:
             file = FORMATS[format_name].open(path)
             model = self._models.get(file.identity)
-            if model is None:
-                model = self._models[file.identity] = CachedModel(file, self.engine.load(file))
-            else:
+            if model is not None:
                 file.close()
+            else:
+                try:
+                    model = self._opened(file, digest)
+                except BaseException:
+                    file.close()
+                    raise
+                self._models[file.identity] = model
             model.users += 1
             return model
 
@@ -96,16 +111,21 @@ class SegmentCache:
 
         Raises:
             ModelError: The engine cannot compile it.
+            ClientClosedError: The model was unloaded meanwhile, by another thread.
         """
         key = (id(model), segment.first, segment.stop, batch)
         with self._lock:
-            compiled = self._compiled.get(key)
-            if compiled is not None:
+            if model.users == 0:
+                raise ClientClosedError("the model was unloaded when its client was closed: make another one")
+            found = self._compiled.get(key)
+            if found is not None:
                 self._compiled.move_to_end(key)
-                return compiled
-            compiled = self._compiled[key] = model.loaded.compile(segment, batch)
+                return found[0]
+            compiled = model.loaded.compile(segment, batch)
+            self._compiled[key] = (compiled, model, segment)
             while len(self._compiled) > 1 and self._held_bytes() > self._memory_limit_bytes:
-                self._compiled.popitem(last=False)
+                (*_, dropped_batch), (_, dropped_model, dropped) = self._compiled.popitem(last=False)
+                self.on_drop(dropped_model, dropped, dropped_batch)
             return compiled
 
     def close(self) -> None:
@@ -118,8 +138,15 @@ class SegmentCache:
             gc.collect()
             self.engine.close()
 
+    def _opened(self, file: OpenModel, digest: str | None) -> CachedModel:
+        if digest is not None and (found := file.digest()) != digest:
+            raise ModelError(
+                f"the model file has been replaced or damaged: expected digest {digest[:12]}..., got {found[:12]}..."
+            )
+        return CachedModel(file, self.engine.load(file))
+
     def _held_bytes(self) -> int:
-        return sum(compiled.nbytes for compiled in self._compiled.values())
+        return sum(compiled.nbytes for compiled, _, _ in self._compiled.values())
 
 
 def _close(model: CachedModel) -> None:

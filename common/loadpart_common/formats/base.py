@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
     from pathlib import Path
 
+    from loadpart_common.files import FileState
     from loadpart_common.graph import Graph, Segment
 
 
@@ -15,8 +15,8 @@ class OpenModel(Protocol):
     """An open model file. Engines for one format may use more of its class than this interface."""
 
     @property
-    def identity(self) -> Hashable:
-        """A value that is different for every file, and changes when the file does."""
+    def identity(self) -> FileState:
+        """State of the file when it was opened: different for every file."""
 
     @property
     def nbytes(self) -> int:

@@ -1,18 +1,26 @@
-"""Manifests: digest, inputs, outputs, layers and labels of a model, readable without opening its file."""
+"""Manifests: digest, format and labels of a model.
+
+The network itself is always read from the model file, which the digest covers; a manifest could claim anything.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import ModelError
-from loadpart_common.graph import Graph
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FORMAT = 2
+_FORMAT = 3
+
+MOST_BYTES = 16 << 20
+"""Largest manifest that is read."""
+
+_UNREADABLE = (KeyError, TypeError, ValueError, RecursionError)  # the last one: JSON that is nested too deeply
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,6 @@ class Manifest:
         format: Format of the file.
         digest: SHA-256 of the file, in hexadecimal.
         file_bytes: Size of the file.
-        graph: The network, with its inputs, outputs and layers.
         labels: Names of the classes, in the order of the scores; may be empty.
     """
 
@@ -32,8 +39,12 @@ class Manifest:
     format: str
     digest: str
     file_bytes: int
-    graph: Graph
     labels: tuple[str, ...] = ()
+
+    @property
+    def labels_digest(self) -> str:
+        """SHA-256 of the labels, in hexadecimal; the digest of the file does not cover them."""
+        return hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()
 
     def to_bytes(self) -> bytes:
         """The manifest as JSON."""
@@ -44,7 +55,6 @@ class Manifest:
             "digest": self.digest,
             "file_bytes": self.file_bytes,
             "labels": list(self.labels),
-            "graph": self.graph.to_json(),
         }
         return json.dumps(document, ensure_ascii=False).encode()
 
@@ -64,10 +74,9 @@ class Manifest:
                 format=str(document["model_format"]),
                 digest=str(document["digest"]),
                 file_bytes=int(document["file_bytes"]),
-                graph=Graph.from_json(document["graph"]),
                 labels=tuple(map(str, document["labels"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise ModelError(
                 f"{source} is not a manifest of a model ({error!r}); delete it to have it made again"
             ) from error
@@ -78,5 +87,5 @@ def outdated_labels(data: bytes) -> tuple[str, ...] | None:
     try:
         document = json.loads(data)
         return tuple(map(str, document["labels"])) if document["format"] < _FORMAT else None
-    except (KeyError, TypeError, ValueError):
+    except _UNREADABLE:
         return None

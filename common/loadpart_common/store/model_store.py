@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import ModelError, ModelNotFoundError
-from loadpart_common.files import write_atomically
+from loadpart_common.files import file_state, read_regular, write_atomically
 from loadpart_common.formats.registry import FORMATS, format_of
-from loadpart_common.store.manifest import Manifest, outdated_labels
+from loadpart_common.store.manifest import MOST_BYTES, Manifest, outdated_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from loadpart_common.files import FileState
+    from loadpart_common.graph import Graph
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -26,10 +29,24 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model in a store: its file and its manifest."""
+    """A model in a store.
+
+    Attributes:
+        path: Its file.
+        manifest: What lies beside it.
+        graph: The network, read from the file.
+        state: State of the file when it was read.
+    """
 
     path: Path
     manifest: Manifest
+    graph: Graph
+    state: FileState
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether another file lies at the path by now, or none, or the file was written to."""
+        return file_state(self.path) != self.state
 
 
 class ModelStore:
@@ -42,16 +59,16 @@ class ModelStore:
         """Names of the models, sorted; the files are not checked before a model is opened."""
         if not self.folder.is_dir():
             return ()
-        return tuple(sorted(entry.name for entry in self.folder.iterdir() if _model_files(entry)))
+        return tuple(sorted(entry.name for entry in self.folder.iterdir() if self._model_files(entry)))
 
     def open(self, name: str) -> StoredModel:
         """Opens a model: reads its file once to check the digest; a missing or outdated manifest is made from the file.
 
         Raises:
             ModelNotFoundError: There is no such model; the message lists those that there are.
-            ModelError: Its file or its manifest is damaged, or the network cannot be cut.
+            ModelError: Its file or its manifest is damaged or cannot be read, or the network cannot be cut.
         """
-        files = _model_files(self.folder / name) if _NAME.fullmatch(name) else []
+        files = self._model_files(self.folder / name) if _NAME.fullmatch(name) else []
         if not files:
             known = ", ".join(self.names()) or "none"
             raise ModelNotFoundError(f"no model {name!r} in {self.folder}: expected one of: {known}")
@@ -59,13 +76,13 @@ class ModelStore:
             raise ModelError(f"{files[0][0].parent} holds {len(files)} model files: expected one")
         (path, model_format) = files[0]
         with contextlib.closing(FORMATS[model_format].open(path)) as model:
-            digest = model.digest()
+            digest, graph = model.digest(), model.graph
             manifest, labels = _read_manifest(path.with_name(MANIFEST))
             if manifest is None or manifest.digest != digest:
-                manifest = Manifest(name, model_format, digest, model.nbytes, model.graph, labels)
-                with contextlib.suppress(PermissionError):  # a read-only store can still be served
+                manifest = Manifest(name, model_format, digest, model.nbytes, labels)
+                with contextlib.suppress(OSError):  # a read-only store can still be served
                     write_atomically(path.with_name(MANIFEST), manifest.to_bytes())
-        return StoredModel(path, manifest)
+        return StoredModel(path, manifest, graph, model.identity)
 
     def set_labels(self, name: str, labels: tuple[str, ...]) -> None:
         """Sets the names of a model's classes.
@@ -74,8 +91,18 @@ class ModelStore:
             ModelNotFoundError: There is no such model.
             ModelError: The model is damaged.
         """
-        stored = self.open(name)
-        manifest = replace(stored.manifest, labels=labels)
+        self.describe(name, name, labels)
+
+    def describe(self, folder: str, name: str, labels: tuple[str, ...]) -> None:
+        """Sets name and labels of a model, whose folder may have another name.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+            ModelError: The model is damaged.
+            OSError: The manifest cannot be written.
+        """
+        stored = self.open(folder)
+        manifest = replace(stored.manifest, name=name, labels=labels)
         write_atomically(stored.path.with_name(MANIFEST), manifest.to_bytes())
 
     @contextlib.contextmanager
@@ -95,26 +122,30 @@ class ModelStore:
             path.chmod(0o644)
             target = self.folder / name
             target.mkdir(exist_ok=True)
-            for old, _ in _model_files(target):
+            for old, _ in self._model_files(target):
                 if old.name != path.name:
                     old.unlink()
             path.replace(target / path.name)
 
-
-def _model_files(folder: Path) -> list[tuple[Path, str]]:
-    """The model files in a folder, and their formats."""
-    if not folder.is_dir():
-        return []
-    found = [(path, format_of(path)) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    return [(path, known.name) for path, known in found if known is not None]
+    def _model_files(self, folder: Path) -> list[tuple[Path, str]]:
+        """The model files in a folder, and their formats; a folder that is a link out of the store has none."""
+        try:
+            if not folder.is_dir() or not folder.resolve().is_relative_to(self.folder.resolve()):
+                return []
+            found = [(path, format_of(path)) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+        except OSError:  # a folder that this user may not look into
+            return []
+        return [(path, known.name) for path, known in found if known is not None]
 
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, tuple[str, ...]]:
     """The manifest at a path, if there is a current one, and the labels in it or in an outdated one."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_BYTES)
     except FileNotFoundError:
         return None, ()
+    except OSError as error:
+        raise ModelError(f"cannot read the manifest: {error}") from error
     labels = outdated_labels(data)
     if labels is not None:
         return None, labels

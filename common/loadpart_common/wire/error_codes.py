@@ -26,8 +26,10 @@ from loadpart_common.errors import (
     OverloadedError,
     PermissionDeniedError,
     RequestError,
+    ServerError,
     UnavailableError,
 )
+from loadpart_common.text import printable
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -35,9 +37,12 @@ ERROR_KEY = "loadpart-error"
 """Trailing metadata with the error's code."""
 
 RETRY_AFTER_KEY = "loadpart-retry-after-seconds"
-"""Trailing metadata with `OverloadedError.retry_after_seconds`."""
+"""Trailing metadata with `ServerError.retry_after_seconds`."""
 
 _LONGEST_RETRY_SECONDS = 60.0
+
+_TOO_LARGE = "message larger than max"
+"""In the text with which gRPC itself refuses a message, under the same status as a lack of room."""
 
 _STATUSES: dict[type[OffloadError], grpc.StatusCode] = {
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -59,7 +64,7 @@ _STATUSES: dict[type[OffloadError], grpc.StatusCode] = {
 _BY_CODE = {error.code: error for error in _STATUSES}
 
 _BY_STATUS: dict[grpc.StatusCode, type[OffloadError]] = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED: MessageTooLargeError,  # the only one that gRPC itself sends
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,  # as proxies and gRPC itself send it
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
@@ -78,7 +83,7 @@ def status_of(error: OffloadError) -> grpc.StatusCode:
 def metadata_of(error: OffloadError) -> Metadata:
     """The trailing metadata that an error is sent with."""
     metadata: Metadata = ((ERROR_KEY, error.code),)
-    if isinstance(error, OverloadedError) and error.retry_after_seconds is not None:
+    if isinstance(error, ServerError) and error.retry_after_seconds is not None:
         metadata += ((RETRY_AFTER_KEY, f"{error.retry_after_seconds:.3f}"),)
     return metadata
 
@@ -89,9 +94,11 @@ def error_of(error: grpc.RpcError) -> OffloadError:
         return InternalError(str(error))
     metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
     kind = _BY_CODE.get(metadata.get(ERROR_KEY, "")) or _BY_STATUS.get(error.code(), InternalError)
-    message = error.details() or error.code().name
-    if kind is OverloadedError:
-        return OverloadedError(message, _seconds(metadata.get(RETRY_AFTER_KEY)))
+    message = printable(error.details() or error.code().name)
+    if kind is OverloadedError and _TOO_LARGE in message:
+        return MessageTooLargeError(message)
+    if issubclass(kind, ServerError):
+        return kind(message, _seconds(metadata.get(RETRY_AFTER_KEY)))
     return kind(message)
 
 

@@ -34,6 +34,13 @@ _PREFIXES = 1024  # cached ones: enough for all cuts and outputs in use
 _LAYOUTS = 256
 _LONGEST_PREFIX = 1024
 
+# A message is parsed on the event loop of the daemon: what a parser would spend time or memory on is bounded before.
+_MOST_TENSORS = 256
+_MOST_OTHER_FIELDS = 64
+_MOST_OTHER_BYTES = 16 << 10
+_MOST_TENSOR_FIELDS = 2 * _MAX_RANK
+_MOST_SHAPE_BYTES = 16 * _MAX_RANK
+
 
 class EncodedTensor(NamedTuple):
     """A tensor of a received message, not decoded yet.
@@ -47,6 +54,18 @@ class EncodedTensor(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     data: memoryview
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """A message without tensors.
+
+    Raises:
+        RequestError: The bytes are no such message.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}") from error
 
 
 def with_tensors(message: Message, arrays: Iterable[Array], codec: Codec) -> bytes:
@@ -82,7 +101,7 @@ def read_message(kind: type[M], data: bytes) -> tuple[M, list[EncodedTensor]]:
         data: The bytes.
 
     Raises:
-        RequestError: The bytes are not such a message.
+        RequestError: The bytes are not such a message, or one with too many tensors or fields.
         InputError: An element type is unknown, or a shape none.
     """
     layout = _layouts.get((kind, len(data)))
@@ -168,12 +187,14 @@ def _read_layout(kind: type[M], data: bytes) -> tuple[M, _Layout]:
     view = memoryview(data)
     rest, tensors, first_tensor = [], [], len(data)
     try:
-        for field, start, value, end in fields(view, 0, len(view)):
+        for field, start, value, end in fields(view, 0, len(view), _MOST_TENSORS + _MOST_OTHER_FIELDS):
             if field == number:
                 first_tensor = min(first_tensor, start)
                 tensors.append(_read_tensor(view, value, end))
             else:
                 rest.append(view[start:end])
+        _check_at_most("tensors", len(tensors), _MOST_TENSORS)
+        _check_at_most("bytes besides tensors", sum(map(len, rest)), _MOST_OTHER_BYTES)
         message = kind.FromString(b"".join(rest))
     except (WireError, DecodeError) as error:
         raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}: {error}") from error
@@ -190,14 +211,20 @@ def _read_layout(kind: type[M], data: bytes) -> tuple[M, _Layout]:
     return message, layout
 
 
+def _check_at_most(what: str, number: int, most: int) -> None:
+    if number > most:
+        raise WireError(f"expected at most {most} {what}, got {number}")
+
+
 def _read_tensor(view: memoryview, start: int, end: int) -> tuple[offload_pb2.Tensor, int, int]:
     """A tensor's type and shape, and start and end of its elements."""
     rest, data_start, data_end = [], end, end
-    for field, field_start, value, field_end in fields(view, start, end):
+    for field, field_start, value, field_end in fields(view, start, end, _MOST_TENSOR_FIELDS):
         if field == offload_pb2.Tensor.DATA_FIELD_NUMBER:
             data_start, data_end = value, field_end
         else:
             rest.append(view[field_start:field_end])
+    _check_at_most("bytes of a shape", sum(map(len, rest)), _MOST_SHAPE_BYTES)
     return offload_pb2.Tensor.FromString(b"".join(rest)), data_start, data_end
 
 

@@ -1,12 +1,21 @@
-"""Bounds and settings of gRPC that both sides share."""
+"""Bounds, settings of gRPC and names of metadata that both sides share."""
 
 from __future__ import annotations
 
 DEFAULT_MAX_MESSAGE_BYTES = 256 << 20
-"""Largest message that either side accepts; the largest tensor at a cut of the six networks has 13 MB."""
+"""Largest request or response that either side accepts; the largest tensor at a cut of the six networks has 13 MB."""
+
+PIECE_BYTES = 1 << 20
+"""Most bytes of a message to the server; larger requests come in pieces."""
+
+LARGEST_PROBE_BYTES = 1 << 20
+"""Most bytes that a probe carries, either way."""
 
 BACKLOG_WINDOW_SECONDS = 0.3
 """Window of the mean backlog in a status: it spans several jobs, and forgets a load soon after its end."""
+
+DEVICE_KEY = "loadpart-device"
+"""Metadata of a call with what the device calls itself; see `protos/`."""
 
 _MESSAGE_OVERHEAD_BYTES = 64 << 10
 

@@ -120,13 +120,14 @@ class DecisionLog:
         self._model = model
 
     def write(self, policy: str, choice: Choice, world: World, batch: int, total_seconds: float) -> None:
-        """Adds a decision."""
+        """Adds a decision, unless the log is closed."""
         decision = Decision(
             self._model, policy, batch, world, choice.previous, choice.kept_by_chance, choice.chosen,
             choice.predicted_seconds, total_seconds, time.time(),
         )  # fmt: skip
         with self._lock:
-            self._file.write(decision.to_json() + "\n")
+            if not self._file.closed:  # by the client, on another thread
+                self._file.write(decision.to_json() + "\n")
 
     def close(self) -> None:
         """Ends the file."""

@@ -65,7 +65,7 @@ def look_up(
             link, load = _measure(edge, timeout_seconds)
     finally:
         edge.close()
-    graph = stored.manifest.graph
+    graph = stored.graph
     measurements = Measurements(engine_for(stored.manifest.format), threads, latency_folder)
     curves, profile = Curves(graph, measurements.model()), measurements.profile(stored.manifest.digest)
     heads = curves.head_seconds(profile.heads)

@@ -227,14 +227,22 @@ class FixedPlan(Policy):
         """See `Policy.needs_server`."""
         return not self._plan.is_local
 
-    def choose(self, world: World, batch: int) -> Choice:  # noqa: ARG002  # nothing to weigh
+    def choose(self, world: World, batch: int) -> Choice:
         """See `Policy.choose`."""
         if self._plan.is_local:
             return Choice(Chosen("", self._plan), None, f"policy {self.name}")
         for state in world.edges:
             if state.unavailable is None:
-                return Choice(Chosen(state.edge, self._plan), None, f"policy {self.name}")
+                return Choice(Chosen(state.edge, self._plan), self._seconds(state, world, batch), f"policy {self.name}")
         return Choice(Chosen("", world.local), None, f"local: {_why_local(world)}")
+
+    def _seconds(self, state: EdgeState, world: World, batch: int) -> float | None:
+        """Predicted latency of the plan; None when link, load, or the plan's own times are not known."""
+        position = state.plans.position(self._plan)
+        if position is None or state.link is None or state.load is None:
+            return None
+        weights = weigh(state.link, state.load, world.device_slow_down, world.reply_bytes, batch)
+        return state.plans.latency(position, state.plans.costs(weights, batch), weights)
 
 
 ADAPTIVE: dict[str, type[LoadAware]] = {kind.name: kind for kind in (LoadAware, BandwidthOnly, Paper)}
@@ -252,11 +260,11 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
         SettingsError: There is none of that name.
         CutError: The network cannot be cut there.
     """
-    if isinstance(policy, int):
+    if isinstance(policy, int) and not isinstance(policy, bool):
         return FixedPlan(plan_at(graph, policy), f"cut {policy}")
-    if policy in ADAPTIVE:
+    if isinstance(policy, str) and policy in ADAPTIVE:
         return ADAPTIVE[policy]()
-    if policy in _FIXED:
+    if isinstance(policy, str) and policy in _FIXED:
         return FixedPlan(local_plan(graph) if policy == "local" else plan_at(graph, 0), policy)
     raise SettingsError(f"policy: expected one of {', '.join(POLICIES)} or the number of a cut, got {policy!r}")
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from loadpart_device.edges.availability import Availability
 from loadpart_device.edges.follower import Follower
+from loadpart_device.edges.lateness import Lateness
 from loadpart_device.edges.link_estimator import LinkEstimator
 from loadpart_device.edges.load import LoadFollower
+from loadpart_device.edges.plausible import is_status
 from loadpart_device.edges.prober import Prober
 
 if TYPE_CHECKING:
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from loadpart_device.edges.probe_budget import ProbeBudget
 
 
+_MESSAGE_MARGIN_BYTES = 2 << 10
+"""Of a message besides its tensors."""
+
+
 class Edge:
     """A server: the connection to it, its load, the link to it, and what it offers.
 
@@ -29,6 +35,7 @@ class Edge:
         connection: The connection.
         link: What is known of the link.
         availability: Whether it may be asked.
+        lateness: How much later than predicted its answers come.
         offer: Its tails of the device's model; None as long as they are unknown, or when it has other files.
     """
 
@@ -52,6 +59,7 @@ class Edge:
         self.connection = connection
         self.link = LinkEstimator()
         self.availability = Availability()
+        self.lateness = Lateness()
         self.offer: Offer | None = None
         self._load = LoadFollower()
         self._is_quiet = is_quiet
@@ -61,7 +69,7 @@ class Edge:
             self.availability,
             on_status=self._status_received,
             on_models=lambda models: on_models(self, models),
-            on_lost=self._prober.disconnected,
+            on_lost=self._lost,
         )
 
     def start(self) -> None:
@@ -76,13 +84,29 @@ class Edge:
 
     def unavailable(self) -> str | None:
         """Why the server should not be asked now; None when it may be."""
-        return self.availability.why_not or ("the server is shutting down" if self._load.draining else None)
+        return self.availability.why_not or self._load.why_not
+
+    def why_too_large(self, nbytes: int, batch: int) -> str | None:
+        """Why the server would not take a request; None when it would.
+
+        Args:
+            nbytes: Bytes of its tensors.
+            batch: Items of its batch.
+        """
+        if nbytes > self.connection.max_message_bytes - _MESSAGE_MARGIN_BYTES:
+            return f"the server takes no {nbytes} bytes at a time, but {self.connection.max_message_bytes}"
+        if self.offer is not None and batch > self.offer.max_batch:
+            return f"the server takes no batch of {batch}, but of {self.offer.max_batch}"
+        return None
 
     def reply_received(self, reply: TailReply) -> None:
         """Takes in what a request of this device's says of the server and of the link."""
-        self._load.reply_received(reply.queue_seconds, reply.tail_seconds)
-        self._load.status_received(reply.status)
         self.availability.succeeded()
+        if not reply.is_timed:
+            return
+        self._load.reply_received(reply.queue_seconds, reply.tail_seconds)
+        if reply.status is not None:
+            self._load.status_received(reply.status)
         if self._is_quiet():  # while segments are built, a slow device would take its own slowness for a thin link
             self.link.record(reply.sent_bytes, reply.received_bytes, reply.network_seconds)
 
@@ -90,12 +114,18 @@ class Edge:
         """Takes in that a request of this device's failed."""
         self.availability.failed(error)
 
+    def late(self, error: OffloadError) -> None:
+        """Takes in that an answer was so late that the device finished before it: link or server have changed."""
+        self.availability.failed(error)
+        self._prober.measure_anew()
+
     def wait_measured(self, timeout_seconds: float) -> bool:
         """Waits until the link has been measured; gives whether it was in time."""
         return self._prober.wait_measured(timeout_seconds)
 
     def network_changed(self) -> None:
         """Forgets the link, and measures it anew at once."""
+        self.lateness.forget()
         self._prober.measure_anew()
 
     def close(self) -> None:
@@ -106,6 +136,15 @@ class Edge:
         self._follower.join()
 
     def _status_received(self, status: offload_pb2.ServerStatus) -> None:
+        if not is_status(status):
+            self.connection.doubts.add("status")
+            return
+        had_workers = self._load.has_workers
         self._load.status_received(status)
-        self.availability.succeeded()
+        if self._load.has_workers and not had_workers:
+            self.availability.recovered()
         self._prober.connected()
+
+    def _lost(self) -> None:
+        self._load.forget()
+        self._prober.disconnected()

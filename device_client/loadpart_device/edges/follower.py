@@ -12,6 +12,7 @@ import grpc
 
 from loadpart_common.errors import AccessError, OffloadError, UnavailableError
 from loadpart_common.wire.error_codes import error_of
+from loadpart_device.edges.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _CALL_SECONDS = 10.0
 _ASK_WITHIN_SECONDS = 2.0
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.1, 2.0
+_LAST_REFUSED_SECONDS = 30.0  # a credential has to be mended by somebody
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,8 @@ class Follower:
         self._on_status = on_status
         self._on_models = on_models
         self._on_lost = on_lost
+        self._backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
+        self._refused = Backoff(_FIRST_RETRY_SECONDS, _LAST_REFUSED_SECONDS)
         self._closing = threading.Event()
         self._models_version: int | None = None
         self._ask_at: float | None = None
@@ -76,11 +81,13 @@ class Follower:
     def _follow(self) -> None:
         while not self._closing.is_set():
             try:
+                self._connection.renew()
                 self._connection.list_models(_CALL_SECONDS)  # waits for a server that is about to start
                 self._models_version = None
                 self._stream = self._connection.watch_status()
                 for message in self._stream:
                     self._follow_models(message.status.models_version)
+                    self._connected()
                     self._on_status(message.status)
                 raise UnavailableError("it ended the status stream")
             except (OffloadError, grpc.RpcError, ValueError) as error:  # ValueError: the channel is closed
@@ -89,10 +96,18 @@ class Follower:
                 failure = error_of(error) if isinstance(error, grpc.RpcError) else error
                 log.info("the server at %s is not there: %s", self._connection.endpoint, failure)
                 self._on_lost()
-                self._availability.failed(
-                    failure if isinstance(failure, AccessError) else UnavailableError(str(failure))
-                )
-            self._closing.wait(self._availability.retry_seconds)
+                if isinstance(failure, AccessError):
+                    self._availability.lost(failure)
+                    pause = self._refused.fail()
+                else:
+                    self._availability.lost(UnavailableError(str(failure)))
+                    pause = self._backoff.fail()
+            self._closing.wait(pause)
+
+    def _connected(self) -> None:
+        self._backoff.reset()
+        self._refused.reset()
+        self._availability.connected()
 
     def _follow_models(self, version: int) -> None:
         """Asks for the models when they have changed: after a random delay, because all devices learn of it at once."""

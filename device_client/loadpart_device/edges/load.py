@@ -43,18 +43,29 @@ class LoadFollower:
     Between statuses, the device assumes that the backlog drifts to its recent mean. A larger backlog is worked off, one
     second a second, until it is at the mean, where further jobs keep it. A smaller one rises to the mean exponentially.
     The device's own jobs are subtracted from the mean, because they never wait for themselves.
+
+    Attributes:
+        has_workers: Whether the server has workers, as it said last; assumed before it has said anything.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._status: tuple[ServerLoad, float, float] | None = None  # with the mean backlog without own jobs, and when
+        self.has_workers = True
         self._own = 0.0  # seconds of backlog that the device's own jobs are of the mean
         self._own_at = 0.0
 
     @property
-    def draining(self) -> bool:
-        """Whether the server said that it takes no more requests."""
-        return self._status is not None and self._status[0].draining
+    def why_not(self) -> str | None:
+        """Why the server takes no requests, as it said itself; None when it does."""
+        if self._status is not None and self._status[0].draining:
+            return "the server is shutting down"
+        return None if self.has_workers else "the server has no worker at the moment"
+
+    def forget(self) -> None:
+        """Drops the last status, because the server is not there any more."""
+        self._status = None
+        self.has_workers = False
 
     def reply_received(self, queue_seconds: float, tail_seconds: float) -> None:
         """Takes in a job of this device's own: how much of the server's mean backlog it was.
@@ -71,6 +82,7 @@ class LoadFollower:
     def status_received(self, status: offload_pb2.ServerStatus) -> None:
         """Takes in a status."""
         now = self._clock()
+        self.has_workers = status.workers > 0
         own = self._own * math.exp((self._own_at - now) / _WINDOW)
         load = ServerLoad(
             status.slow_down,

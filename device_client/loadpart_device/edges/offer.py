@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadpart_common.planning.plan import PlanKey
+from loadpart_device.edges.plausible import are_tail_seconds
 
 if TYPE_CHECKING:
     from loadpart.v1 import offload_pb2
@@ -22,15 +23,17 @@ class Offer:
         tail_seconds: Idle seconds of each cut's tail there, one item, shape (layers + 1,).
         modelled_tail_seconds: The same from the server's latency model alone.
         ready_plans: Plans whose tails are built there.
+        max_batch: Largest batch that it runs.
     """
 
     tail_seconds: Array
     modelled_tail_seconds: Array
     ready_plans: frozenset[PlanKey]
+    max_batch: int
 
     @classmethod
     def of(cls, info: offload_pb2.ModelInfo | None, digest: str, layers: int) -> Offer | None:
-        """What a server says of a model; None when it does not serve the file that the device holds.
+        """What a server says of a model; None when it does not serve the device's file, or says what cannot be true.
 
         Args:
             info: What it says; None when it serves no model of that name.
@@ -40,6 +43,7 @@ class Offer:
         if info is None or info.digest != digest:
             return None
         tails, modelled = np.array(info.tail_seconds), np.array(info.modelled_tail_seconds)
-        if tails.shape != (layers + 1,) or modelled.shape != (layers + 1,):
+        if not are_tail_seconds(tails, layers) or not are_tail_seconds(modelled, layers):
             return None
-        return cls(tails, modelled, frozenset(PlanKey(plan.cut, plan.codec) for plan in info.ready_plans))
+        ready = frozenset(PlanKey(plan.cut, plan.codec) for plan in info.ready_plans)
+        return cls(tails, modelled, ready, info.max_batch)

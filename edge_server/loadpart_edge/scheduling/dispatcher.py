@@ -4,56 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from loadpart_common.errors import InternalError, OffloadError
+from loadpart_common.errors import DeadlineError, InternalError, OffloadError
+from loadpart_edge.scheduling.quarantine import Quarantine
+from loadpart_edge.scheduling.seat import Seat, tail_of
 from loadpart_edge.workers.base import Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loadpart_edge.scheduling.builds import Build, Builds
     from loadpart_edge.scheduling.deferred import Deferred
     from loadpart_edge.scheduling.hosts import Hosts
-    from loadpart_edge.scheduling.queue import JobQueue, QueuedJob
+    from loadpart_edge.scheduling.job import QueuedJob, Tail
+    from loadpart_edge.scheduling.queue import JobQueue
     from loadpart_edge.workers.base import Outcome, Preparation, Worker
 
 _ATTEMPTS = 2
-"""Workers that may die over one job; after that it is the job that kills them."""
+"""Workers that may die or hang over one job; after that it is the job that kills them."""
+
+_HOPE = 0.8
+"""A job is dropped when its deadline leaves less than this share of the time that its tail is predicted to take."""
+
+# How long a worker may take before it counts as hung: many times what was predicted, and a time in which a machine that
+# is busy with something else, or pages, comes back.
+_HUNG_FACTOR = 10.0
+_HUNG_SECONDS = 2.0
+_BUILD_SECONDS = 60.0
+_FIRST_BUILD_SECONDS = 300.0  # importing the engine from a cold disk included
 
 log = logging.getLogger(__name__)
-
-
-class Seat:
-    """A worker's place.
-
-    Attributes:
-        index: Its number.
-        worker: The worker in it; None while one is started.
-        capacity: How many jobs the worker takes at once.
-        running: The jobs that the worker has.
-        is_preparing: Whether it builds or times a tail.
-        preparations: Tails that it has yet to build.
-    """
-
-    def __init__(self, index: int, preparations: Sequence[Preparation]) -> None:
-        self.index = index
-        self.worker: Worker | None = None
-        self.capacity = 1
-        self.running: set[QueuedJob] = set()
-        self.is_preparing = False
-        self.preparations = deque(preparations)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether the worker has nothing at all to do."""
-        return self.worker is not None and not self.running and not self.is_preparing
-
-    @property
-    def is_prepared(self) -> bool:
-        """Whether the worker has built all its tails."""
-        return self.worker is not None and not self.preparations and not self.is_preparing
 
 
 class Dispatcher:
@@ -67,37 +50,59 @@ class Dispatcher:
         running: The jobs that workers have.
         capacity: How many jobs all workers together take at once; a seat whose worker is being replaced counts as
             the one before, and as 1 before the first.
+        quarantine: Requests that workers did not survive.
         on_change: Called when a worker has come, has finished something, or is lost.
         on_prepared: Called with worker, preparation and result when a worker has built one of its tails, or (with an
             error) could not.
+        on_dropped: Called when a job was dropped because its deadline had passed.
     """
 
     def __init__(
-        self, queue: JobQueue, hosts: Hosts, deferred: Deferred, seats: int, preparations: Sequence[Preparation]
+        self,
+        queue: JobQueue,
+        builds: Builds,
+        hosts: Hosts,
+        deferred: Deferred,
+        seats: int,
+        preparations: Sequence[Preparation],
     ) -> None:
         """Makes a dispatcher whose seats are empty.
 
         Args:
             queue: The jobs that wait.
+            builds: The tails that devices have asked for.
             hosts: Learns the slow-down from each tail.
             deferred: Runs what can wait until a reply is sent.
             seats: How many workers there will be.
             preparations: Tails that every worker builds while it has nothing else to do.
         """
         self._queue = queue
+        self._builds = builds
         self._hosts = hosts
         self._deferred = deferred
         self._preparations = preparations
+        self._retry: asyncio.TimerHandle | None = None
         self.seats = [Seat(index, preparations) for index in range(seats)]
         self.running: set[QueuedJob] = set()
         self.capacity = seats
+        self.quarantine = Quarantine()
         self.on_change: Callable[[], None] = lambda: None
         self.on_prepared: Callable[[Worker, Preparation, Prepared | OffloadError], None] = lambda *_: None
+        self.on_dropped: Callable[[], object] = lambda: None
 
     @property
     def is_prepared(self) -> bool:
         """Whether every worker is there and has built its tails."""
         return all(seat.is_prepared for seat in self.seats)
+
+    @property
+    def live_workers(self) -> int:
+        """Workers that are there."""
+        return sum(seat.worker is not None for seat in self.seats)
+
+    def has_built(self, tail: Tail) -> bool:
+        """Whether some worker has a tail, or will have it without being asked."""
+        return any(seat.will_have(tail) for seat in self.seats)
 
     def fill(self, seat: Seat, worker: Worker) -> None:
         """Puts a worker into a seat, and gives it what there is to do."""
@@ -109,37 +114,68 @@ class Dispatcher:
 
     def vacate(self, seat: Seat) -> None:
         """Notes that a seat's worker is lost: its jobs go to others, unless they have killed a worker before."""
-        seat.worker = None
-        seat.is_preparing = False
-        seat.preparations = deque(self._preparations)
-        jobs, seat.running = seat.running, set()
+        jobs = seat.empty(self._preparations)
         self.running -= jobs
         for job in sorted(jobs, key=lambda job: job.queued_at, reverse=True):
             if job.attempts < _ATTEMPTS:
                 self._queue.put_back(job)
             else:
+                self.quarantine.add(job.tail, job.job)
                 job.fail(InternalError("workers died over this job; it is given up"))
         self.dispatch()
         self.on_change()
 
+    def kill_hung(self, now: float) -> list[Worker]:
+        """Ends the workers that should long have answered, and gives them.
+
+        Args:
+            now: Time on the clock `time.perf_counter`.
+        """
+        hung = [
+            seat.worker
+            for seat in self.seats
+            if seat.worker is not None and seat.due_at is not None and now > seat.due_at
+        ]
+        for worker in hung:
+            worker.kill()
+        return hung
+
+    def delay(self, seconds: float) -> None:
+        """Gives all workers so much more time: the whole machine, or this process, stood still."""
+        for seat in self.seats:
+            if seat.due_at is not None:
+                seat.due_at += seconds
+
+    def cancel(self, job: QueuedJob) -> None:
+        """Tells the worker that has a job that nobody waits for it any more."""
+        for seat in self.seats:
+            if job in seat.running and seat.worker is not None:
+                seat.worker.cancel(job.job)
+
     def dispatch(self) -> None:
-        """Gives workers what there is to do: jobs first, then preparations."""
+        """Gives workers what there is to do: a tail that a device waits for and may have built, jobs, preparations."""
         for seat in self.seats:
             worker = seat.worker
             if worker is None or seat.is_preparing:
                 continue
-            while self._queue and len(seat.running) < worker.capacity:
-                self._start(seat, worker, self._queue.pop())
+            if not seat.running and len(self._builds) and (build := self._builds.take()) is not None:
+                self._build(seat, worker, build)
+                continue
+            while len(seat.running) < worker.capacity and (job := self._next_job(seat)) is not None:
+                self._start(seat, worker, job)
             if seat.preparations and not seat.running:
-                preparation = seat.preparations.popleft()
+                preparation = seat.take_preparation(job.tail for job in self._queue.next_jobs())
                 self._prepare(seat, worker, preparation, partial(self._tail_prepared, worker, preparation))
+        if len(self._builds) and self._retry is None:
+            delay = max(self._builds.seconds_until_next() or 0.0, 0.01)
+            self._retry = asyncio.get_running_loop().call_later(delay, self._dispatch_again)
 
     async def prepare_when_idle(self, host: str, preparation: Preparation) -> Prepared | None:
         """Has an idle worker on a host time a tail; None when there is none, or it did not answer."""
         seat = next(
             (seat for seat in self.seats if seat.is_idle and seat.worker is not None and seat.worker.host == host), None
         )
-        if seat is None or seat.worker is None or self._queue:
+        if seat is None or seat.worker is None or self._queue or len(self._builds):
             return None
         done: asyncio.Future[Prepared | OffloadError] = asyncio.get_running_loop().create_future()
         either: list[asyncio.Future[Any]] = [done, seat.worker.lost]
@@ -148,6 +184,41 @@ class Dispatcher:
         answer = done.result() if done.done() else None
         return answer if isinstance(answer, Prepared) else None
 
+    def _dispatch_again(self) -> None:
+        self._retry = None
+        self.dispatch()
+
+    def _next_job(self, seat: Seat) -> QueuedJob | None:
+        """The next job for a seat that can still be done in time; those that cannot are dropped."""
+        if not self._queue:
+            return None
+        while (job := self._queue.pop(partial(self._runs, seat))) is not None:
+            left = job.deadline - time.perf_counter()
+            if job.outcome.done():
+                continue
+            if left > job.predicted_seconds * self._hosts[job.host].slow_down.value * _HOPE:
+                return job
+            job.fail(DeadlineError(f"expected time for the tail, but the deadline is {max(left, 0.0):.3f} s away"))
+            self.on_dropped()
+        return None
+
+    def _runs(self, seat: Seat, job: QueuedJob) -> bool:
+        """Whether a job may run on a seat: its tail is built there, or no other worker will ever have it."""
+        return job.tail in seat.built or not any(each.will_have(job.tail) for each in self.seats)
+
+    def _build(self, seat: Seat, worker: Worker, build: Build) -> None:
+        """Has a worker build a tail that a device asked for, and queues the jobs that wait for it."""
+        started = time.perf_counter()
+
+        def built(answer: Prepared | OffloadError) -> None:
+            for job in self._builds.done(build, time.perf_counter() - started):
+                if isinstance(answer, OffloadError):
+                    job.fail(answer)
+                elif not job.outcome.done():
+                    self._queue.append(job)
+
+        self._prepare(seat, worker, build.preparation, built)
+
     def _prepare(
         self,
         seat: Seat,
@@ -155,14 +226,23 @@ class Dispatcher:
         preparation: Preparation,
         on_prepared: Callable[[Prepared | OffloadError], None],
     ) -> None:
+        tail = tail_of(preparation)
+
         def finish(answer: Prepared | OffloadError) -> None:
             if seat.worker is not worker:
                 return
-            seat.is_preparing = False
+            seat.is_preparing, seat.due_at = False, None
+            if isinstance(answer, Prepared):
+                seat.built.add(tail)
+                self._forget(seat, answer.dropped)
             on_prepared(answer)
             self._release(seat)
 
         seat.is_preparing = True
+        if tail in seat.built:
+            seat.expect(_HUNG_SECONDS)
+        else:
+            seat.expect(_BUILD_SECONDS if seat.built else _FIRST_BUILD_SECONDS)
         worker.prepare(preparation, finish)
 
     def _tail_prepared(self, worker: Worker, preparation: Preparation, answer: Prepared | OffloadError) -> None:
@@ -174,6 +254,12 @@ class Dispatcher:
         job.start(worker.host)
         seat.running.add(job)
         self.running.add(job)
+        expected = job.predicted_seconds * self._hosts[worker.host].slow_down.value
+        seat.expect(
+            _HUNG_SECONDS
+            + _HUNG_FACTOR * expected * len(seat.running)
+            + (0.0 if job.tail in seat.built else _BUILD_SECONDS)
+        )
         try:
             worker.run(job.job, lambda outcome: self._finish(seat, worker, job, outcome))
         except OffloadError as error:
@@ -188,15 +274,25 @@ class Dispatcher:
             job.fail(outcome)
         else:
             job.succeed(outcome)
+            if outcome.build_seconds:
+                seat.built.add(job.tail)
+            self._forget(seat, outcome.dropped)
             self._deferred(self._hosts[job.host].slow_down.record, job.predicted_seconds, outcome.tail_seconds)
         self._stop(seat, job)
         self._release(seat)
 
+    @staticmethod
+    def _forget(seat: Seat, dropped: Sequence[tuple[str, int, int]]) -> None:
+        if dropped:
+            seat.built.difference_update(dropped)
+
     def _stop(self, seat: Seat, job: QueuedJob) -> None:
         seat.running.discard(job)
         self.running.discard(job)
+        if not seat.running:
+            seat.due_at = None
 
     def _release(self, seat: Seat) -> None:
-        if self._queue or seat.preparations:
+        if self._queue or seat.preparations or len(self._builds):
             self.dispatch()
         self.on_change()

@@ -1,144 +1,227 @@
-"""The jobs that wait for a worker, first in, first out."""
+"""The jobs that wait for a worker: first in, first out for each device, and shared out fairly between devices."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
-
-from loadpart_common.errors import OverloadedError
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from loadpart_edge.workers.base import Job, Outcome
+    from loadpart_edge.scheduling.job import Owner, QueuedJob
 
-_LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 0.05, 10.0
-
-
-class Served(NamedTuple):
-    """What became of a job.
-
-    Attributes:
-        outcome: What the tail gave.
-        queue_seconds: From the job's arrival to a worker's taking it.
-        host: The machine that it ran on.
-    """
-
-    outcome: Outcome
-    queue_seconds: float
-    host: str
+_MOST_KEPT = 256
+"""Idle devices of a party, and idle parties, whose use is remembered: their names come from strangers."""
 
 
-class QueuedJob:
-    """A job between its arrival and its outcome.
+class _Share:
+    """A part of the capacity, in the manner of start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996).
 
     Attributes:
-        job: What to run.
-        outcome: Done when the outcome is there; cancelled when nobody waits for it any more.
-        host: The machine that `predicted_seconds` is about.
-        predicted_seconds: Idle seconds of the tail there, for the whole batch.
-        queued_at: When it arrived, on the clock `time.perf_counter`.
-        started_at: When a worker took it; 0 while it waits.
-        attempts: Workers that have taken it.
-        is_waiting: Whether it is in the queue.
+        seconds: Idle seconds of the jobs that wait in it.
+        used: Its virtual time: idle seconds that it has been given, no less than the clock of the share around it
+            when it last began to wait. The share that was given least is next.
     """
 
-    __slots__ = (
-        "attempts", "host", "is_waiting", "job", "outcome", "predict", "predicted_seconds", "queued_at", "started_at",
-    )  # fmt: skip
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.used = 0.0
 
-    def __init__(self, job: Job, predict: Callable[[str], float], host: str) -> None:
-        """Makes one.
 
-        Args:
-            job: What to run.
-            predict: Gives the idle seconds of the tail on a host.
-            host: The machine that it will probably run on.
-        """
-        self.job = job
-        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.predict = predict
-        self.host = host
-        self.predicted_seconds = predict(host)
-        self.queued_at = time.perf_counter()
-        self.started_at = 0.0
-        self.attempts = 0
-        self.is_waiting = False
+class _Lane(_Share):
+    """The jobs of one device, first in, first out."""
 
-    def start(self, host: str) -> None:
-        """Notes that a worker on a host takes it now."""
-        self.attempts += 1
-        self.started_at = time.perf_counter()
-        if host != self.host:
-            self.host, self.predicted_seconds = host, self.predict(host)
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: deque[QueuedJob] = deque()
 
-    def succeed(self, outcome: Outcome) -> None:
-        """Hands out the outcome."""
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
 
-    def fail(self, error: Exception) -> None:
-        """Hands out an error."""
-        if not self.outcome.done():
-            self.outcome.set_exception(error)
+class _Party(_Share):
+    """The devices of one party.
+
+    Attributes:
+        jobs: How many wait.
+        clock: Virtual time of the lane that was served last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs = 0
+        self.clock = 0.0
+        self.lanes: dict[str, _Lane] = {}
 
 
 class JobQueue:
-    """A bounded queue."""
+    """A bounded queue that serves parties in turn by what they were given, and within a party its devices.
+
+    Whoever sends much waits for its own jobs, not the others for them: a device with one job is served before the
+    second one of a device with a hundred.
+    """
 
     def __init__(self, limit: int) -> None:
         """Makes an empty queue of at most `limit` jobs."""
-        self._limit = limit
-        self._jobs: deque[QueuedJob] = deque()
+        self.limit = limit
+        self._length = 0
+        self._clock = 0.0
+        self._parties: dict[str, _Party] = {}
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return self._length
 
     @property
     def predicted_seconds(self) -> float:
         """Idle seconds of all jobs that wait."""
-        return sum(job.predicted_seconds for job in self._jobs)
+        return sum(party.seconds for party in self._parties.values())
 
     @property
     def is_full(self) -> bool:
         """Whether there is no room for one more job."""
-        return len(self._jobs) >= self._limit
+        return self._length >= self.limit
 
-    def overloaded(self, backlog_seconds: float) -> OverloadedError:
-        """The error that refuses one more job.
+    def seconds_ahead(self, owner: Owner, seconds: float | None = None) -> float:
+        """Idle seconds of the jobs that would be served before one more of an owner.
+
+        Its own jobs are, and as much of everybody else's as it would then have had itself.
 
         Args:
-            backlog_seconds: What one more job would wait; the error tells it as the time to ask again after.
+            owner: Whose job it would be.
+            seconds: Idle seconds of the job; the mean of the owner's that wait when None.
         """
-        return OverloadedError(
-            f"the queue is full: expected fewer than {self._limit} waiting jobs; "
-            f"a job that came now would wait {backlog_seconds:.3f} s",
-            retry_after_seconds=min(max(backlog_seconds, _LEAST_RETRY_SECONDS), _MOST_RETRY_SECONDS),
-        )
+        party = self._parties.get(owner.party)
+        lane = party.lanes.get(owner.device) if party else None
+        own = lane.seconds if lane else 0.0
+        if seconds is None:
+            seconds = own / len(lane.jobs) if lane and lane.jobs else 0.0
+        ahead = own
+        if party:
+            ahead += sum(min(each.seconds, own + seconds) for each in party.lanes.values() if each is not lane)
+        of_party = ahead + seconds
+        return ahead + sum(min(each.seconds, of_party) for each in self._parties.values() if each is not party)
+
+    @property
+    def newcomer_seconds(self) -> float:
+        """Idle seconds of the jobs that are served before one of a device with none waiting, of the mean length."""
+        if not self._length:
+            return 0.0
+        own = self.predicted_seconds / self._length
+        return sum(min(lane.seconds, own) for party in self._parties.values() for lane in party.lanes.values())
 
     def append(self, job: QueuedJob) -> None:
-        """Adds a job at the end."""
-        job.is_waiting = True
-        self._jobs.append(job)
+        """Adds a job as the last one of its device."""
+        self._lane(job.owner).jobs.append(job)
+        self._add(job)
 
     def put_back(self, job: QueuedJob) -> None:
-        """Adds a job that a lost worker had at the front."""
-        job.is_waiting = True
-        self._jobs.appendleft(job)
+        """Adds a job that a lost worker had as the first one of its device."""
+        self._lane(job.owner).jobs.appendleft(job)
+        self._add(job)
 
-    def pop(self) -> QueuedJob:
-        """Takes out the first job."""
-        job = self._jobs.popleft()
-        job.is_waiting = False
-        return job
+    def pop(self, runs: Callable[[QueuedJob], bool] = lambda _: True) -> QueuedJob | None:
+        """Takes out the job that is next; None when there is none.
+
+        Args:
+            runs: Whether a job can be run by whoever asks; devices whose first job cannot are passed over.
+        """
+        for party, lane in self._in_turn():
+            job = lane.jobs[0]
+            if runs(job):
+                lane.jobs.popleft()
+                self._clock, party.clock = party.used, lane.used
+                party.used += job.predicted_seconds
+                lane.used += job.predicted_seconds
+                self._drop(job)
+                return job
+        return None
+
+    def next_jobs(self) -> Iterator[QueuedJob]:
+        """The first job of each device, the one that is next first."""
+        return (lane.jobs[0] for _, lane in self._in_turn())
 
     def remove(self, job: QueuedJob) -> None:
         """Takes out a job that nobody waits for any more."""
-        job.is_waiting = False
-        self._jobs.remove(job)
+        self._parties[job.owner.party].lanes[job.owner.device].jobs.remove(job)
+        self._drop(job)
+
+    def last_of_greediest(self, owner: Owner) -> QueuedJob | None:
+        """The last job of the device that has most, if that device would have more than one more job's owner then has.
+
+        It makes room in a full queue for a device with fewer jobs.
+        """
+        party = max(self._parties.values(), key=lambda each: each.seconds, default=None)
+        own_party = self._parties.get(owner.party)
+        if party is None or (party is not own_party and own_party and party.seconds <= own_party.seconds):
+            party = own_party
+        if party is None:
+            return None
+        lane = max(party.lanes.values(), key=lambda each: len(each.jobs))
+        own = party.lanes.get(owner.device) if party is own_party else None
+        if len(lane.jobs) < 2 or lane is own or (own and len(lane.jobs) <= len(own.jobs) + 1):
+            return None
+        return lane.jobs[-1]
 
     def drain(self) -> list[QueuedJob]:
         """Takes out all jobs."""
-        return [self.pop() for _ in range(len(self._jobs))]
+        taken = []
+        while (job := self.pop()) is not None:
+            taken.append(job)
+        return taken
+
+    def _in_turn(self) -> Iterator[tuple[_Party, _Lane]]:
+        """The lanes with jobs, the one that is next first."""
+        for party in _by_use([each for each in self._parties.values() if each.jobs]):
+            for lane in _by_use([each for each in party.lanes.values() if each.jobs]):
+                yield party, lane
+
+    def _lane(self, owner: Owner) -> _Lane:
+        party = self._parties.get(owner.party)
+        if party is None:
+            _forget_idle(self._parties)
+            party = self._parties[owner.party] = _Party()
+        lane = party.lanes.get(owner.device)
+        if lane is None:
+            _forget_idle(party.lanes)
+            lane = party.lanes[owner.device] = _Lane()
+        return lane
+
+    def _add(self, job: QueuedJob) -> None:
+        party = self._parties[job.owner.party]
+        lane = party.lanes[job.owner.device]
+        if len(lane.jobs) == 1:  # it was idle: what it did not use meanwhile is not saved up
+            lane.used = max(lane.used, party.clock)
+            if not party.jobs:
+                party.used = max(party.used, self._clock)
+        job.is_waiting = True
+        self._length += 1
+        party.jobs += 1
+        lane.seconds += job.predicted_seconds
+        party.seconds += job.predicted_seconds
+
+    def _drop(self, job: QueuedJob) -> None:
+        """Accounts for a job that was taken out."""
+        party = self._parties[job.owner.party]
+        lane = party.lanes[job.owner.device]
+        job.is_waiting = False
+        self._length -= 1
+        party.jobs -= 1
+        lane.seconds = lane.seconds - job.predicted_seconds if lane.jobs else 0.0
+        if lane.jobs:
+            party.seconds -= job.predicted_seconds
+            return
+        party.seconds = sum(each.seconds for each in party.lanes.values())
+
+
+_Any = TypeVar("_Any", _Party, _Lane)
+
+
+def _by_use(shares: list[_Any]) -> list[_Any]:
+    """The one that was given least first."""
+    if len(shares) > 1:
+        shares.sort(key=lambda share: share.used)
+    return shares
+
+
+def _forget_idle(shares: dict[str, _Any]) -> None:
+    """Forgets who has no jobs, when there are too many to be remembered."""
+    if len(shares) >= _MOST_KEPT:
+        for name in [name for name, share in shares.items() if not share.jobs]:
+            del shares[name]

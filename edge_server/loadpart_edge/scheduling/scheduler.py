@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import math
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import InternalError
+from loadpart_edge.scheduling.admission import Admission
 from loadpart_edge.scheduling.backlog import Backlog
+from loadpart_edge.scheduling.builds import Builds
 from loadpart_edge.scheduling.canary import Canary
 from loadpart_edge.scheduling.deferred import Deferred
 from loadpart_edge.scheduling.dispatcher import Dispatcher
 from loadpart_edge.scheduling.hosts import Hosts
-from loadpart_edge.scheduling.queue import JobQueue, QueuedJob, Served
+from loadpart_edge.scheduling.job import NOBODY, Owner, QueuedJob, Served
+from loadpart_edge.scheduling.queue import JobQueue
 from loadpart_edge.scheduling.supervisor import Supervisor
-from loadpart_edge.workers.base import Prepared
+from loadpart_edge.workers.base import Preparation, Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from loadpart_common.errors import OffloadError
-    from loadpart_edge.workers.base import Job, Preparation, Worker, WorkerFactory
+    from loadpart_edge.workers.base import Job, Worker, WorkerFactory
 
 
 class Scheduler:
-    """Runs jobs on workers, first in, first out, and knows how long a new job would wait.
+    """Runs jobs on workers, fairly by device, and knows how long a new job would wait.
 
     Attributes:
         hosts: What is known of the machines, slow-downs among it.
         backlog: Means of the backlog.
         deferred: Runs what can wait until a reply is sent.
-        on_change: Called when the backlog or a slow-down has changed.
+        on_change: Called when the backlog, a slow-down, or the number of workers has changed.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Scheduler:
         canary: Preparation | None = None,
         on_prepared: Callable[[Worker, Preparation, Prepared | OffloadError], object] = lambda *_: None,
         on_restart: Callable[[], object] = lambda: None,
+        on_dropped: Callable[[], object] = lambda: None,
     ) -> None:
         """Makes a scheduler; `start` starts the workers.
 
@@ -54,7 +58,8 @@ class Scheduler:
             canary: A short tail, one of `preparations`, that is run now and then while nothing else is.
             on_prepared: Called with worker, preparation and result when a worker has built one of its tails, or (with
                 an error) could not.
-            on_restart: Called when a worker died and is replaced.
+            on_restart: Called when a worker died or hung and is replaced.
+            on_dropped: Called when a job is dropped because its deadline has passed.
         """
         self.hosts = Hosts()
         self.backlog = Backlog()
@@ -63,9 +68,12 @@ class Scheduler:
         self._on_prepared = on_prepared
         self._canary = canary
         self._queue = JobQueue(queue_limit)
-        self._dispatcher = Dispatcher(self._queue, self.hosts, self.deferred, seats, preparations)
+        self._builds = Builds()
+        self._dispatcher = Dispatcher(self._queue, self._builds, self.hosts, self.deferred, seats, preparations)
         self._dispatcher.on_change = self._workers_changed
         self._dispatcher.on_prepared = self._tail_prepared
+        self._dispatcher.on_dropped = on_dropped
+        self._admission = Admission(self._queue, self._builds, self._dispatcher, self.hosts)
         self._supervisor = Supervisor(self._dispatcher, factory, on_restart)
         self._canaries: list[asyncio.Task[None]] = []
         self._prepared = asyncio.Event()
@@ -82,41 +90,61 @@ class Scheduler:
         if self._canary is not None:
             self._canaries = [asyncio.create_task(self._keep_canary(name, self._canary)) for name in self.hosts.names]
 
-    async def run(self, job: Job, predict: Callable[[str], float]) -> Served:
+    def check_owner(self, owner: Owner, deadline: float) -> None:
+        """Refuses a device before its request is read; see `Admission.check_owner`."""
+        self._admission.check_owner(owner, deadline)
+
+    async def run(
+        self, job: Job, predict: Callable[[str], float], owner: Owner = NOBODY, deadline: float = math.inf
+    ) -> Served:
         """Queues a job and waits for its outcome; cancelling takes it out of the queue.
 
         Args:
             job: What to run.
             predict: Gives the idle seconds of its tail on a host, for the whole batch.
+            owner: Whose it is.
+            deadline: Until when its outcome is of use, on the clock `time.perf_counter`.
 
         Raises:
-            OverloadedError: The queue is full.
+            OverloadedError: There is no room for it, or no time before its deadline.
+            DeadlineError: Its deadline came while it waited.
             InternalError: Workers died over it.
             OffloadError: It cannot be done.
         """
-        if self._queue.is_full:
-            raise self._queue.overloaded(self.backlog_seconds)
-        queued = QueuedJob(job, predict, self.hosts.first)
-        self._queue.append(queued)
+        queued = QueuedJob(job, predict, self.hosts.first, owner, deadline)
+        self._builds.seen(owner)
+        self._admission.check(queued)
+        if self._dispatcher.has_built(queued.tail):
+            self._queue.append(queued)
+        else:
+            self._builds.ask(queued, lambda: Preparation(job.digest, job.plan, 0, job.batch))
         self._dispatcher.dispatch()
         self._change_soon()
         try:
             outcome = await queued.outcome
             return Served(outcome, queued.started_at - queued.queued_at, queued.host)
+        except asyncio.CancelledError:  # whoever waited has gone away
+            self._dispatcher.cancel(queued)
+            raise
         finally:
-            if queued.is_waiting:  # whoever waited has gone away
+            if queued.is_waiting:
                 self._queue.remove(queued)
                 self._changed()
 
     @property
     def queue_length(self) -> int:
         """Jobs that wait."""
-        return len(self._queue)
+        return len(self._queue) + len(self._builds)
 
     @property
     def running(self) -> int:
         """Jobs that workers run."""
         return len(self._dispatcher.running)
+
+    @property
+    def live_workers(self) -> int:
+        """Workers that are there."""
+        return self._dispatcher.live_workers
 
     @property
     def slow_down(self) -> float:
@@ -125,22 +153,16 @@ class Scheduler:
 
     @property
     def backlog_seconds(self) -> float:
-        """Predicted seconds until a job that comes now is started."""
+        """Predicted seconds until a job is started that comes now from a device with none waiting."""
         capacity = self._dispatcher.capacity
-        running = self._dispatcher.running
-        if len(running) + len(self._queue) < capacity:
+        if len(self._dispatcher.running) + len(self._queue) < capacity:
             return 0.0
-        now = time.perf_counter()
-        left = sum(
-            max(0.0, job.predicted_seconds * self.hosts[job.host].slow_down.value - (now - job.started_at))
-            for job in running
-        )
-        waiting = self._queue.predicted_seconds * self.hosts.slow_down if self._queue else 0.0
-        return (left + waiting) / capacity
+        waiting = self._queue.newcomer_seconds * self.hosts.slow_down
+        return (self._admission.running_seconds() + waiting) / capacity
 
     async def drained(self) -> None:
         """Waits until nothing is queued or running."""
-        while self._queue or self._dispatcher.running:
+        while self.queue_length or self._dispatcher.running:
             self._idle.clear()
             await self._idle.wait()
 
@@ -150,8 +172,12 @@ class Scheduler:
             task.cancel()
         await asyncio.gather(*self._canaries, return_exceptions=True)
         await self._supervisor.close()
-        for job in [*self._queue.drain(), *self._dispatcher.running]:
+        for job in [*self._queue.drain(), *self._builds.drain(), *self._dispatcher.running]:
             job.fail(InternalError("the server has shut down"))
+
+    def kill(self) -> None:
+        """Ends the workers at once, whatever they do."""
+        self._supervisor.kill()
 
     def _tail_prepared(self, worker: Worker, preparation: Preparation, answer: Prepared | OffloadError) -> None:
         if preparation == self._canary and isinstance(answer, Prepared):

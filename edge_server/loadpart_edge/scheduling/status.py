@@ -72,6 +72,7 @@ class StatusBoard:
             externality_seconds=self._scheduler.backlog.externality_seconds,
             active_devices=self.devices.count,
             models_version=self._models_version(),
+            workers=self._scheduler.live_workers,
         )
 
     def start(self) -> None:
@@ -140,6 +141,7 @@ class StatusBoard:
             )
             or abs(slow_down - before.slow_down) > _LARGE_SLOW_DOWN * before.slow_down
             or self._draining != before.draining
+            or self._scheduler.live_workers != before.workers
         )
 
 

@@ -1,10 +1,12 @@
-"""Keeps a worker in every seat: starts it, and another one when it dies."""
+"""Keeps a worker in every seat: starts it, and another one when it dies, hangs or cannot be started."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import random
+import time
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import InternalError
@@ -12,14 +14,25 @@ from loadpart_common.errors import InternalError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadpart_edge.scheduling.dispatcher import Dispatcher, Seat
-    from loadpart_edge.workers.base import WorkerFactory
+    from loadpart_edge.scheduling.dispatcher import Dispatcher
+    from loadpart_edge.scheduling.seat import Seat
+    from loadpart_edge.workers.base import Worker, WorkerFactory
+
+_LOOK_SECONDS = 0.25
+"""Period in which hung workers are looked for."""
+
+_STOOD_STILL_SECONDS = 0.5
+"""A look that comes later than this finds out that the whole process stood still, not the workers."""
+
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.1, 10.0
+_SHORT_LIFE_SECONDS = 5.0
+"""A worker that dies sooner has probably died of its start, so that the next one is started less soon."""
 
 log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """One task for each seat."""
+    """One task for each seat, and one that looks for workers that hang."""
 
     def __init__(self, dispatcher: Dispatcher, factory: WorkerFactory, on_restart: Callable[[], object]) -> None:
         """Makes a supervisor.
@@ -34,39 +47,86 @@ class Supervisor:
         self._on_restart = on_restart
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self, prepared: asyncio.Event) -> None:
         """Starts the workers and waits until all have built their tails, which `prepared` tells.
 
         Raises:
-            InternalError: A worker died.
+            InternalError: A worker died, or could not be started.
         """
+        self._looking = asyncio.create_task(self._look_for_hung())
         self._tasks = [asyncio.create_task(self._keep(seat)) for seat in self._dispatcher.seats]
         waiting = asyncio.create_task(prepared.wait())
-        done, _ = await asyncio.wait([waiting, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        try:
+            done, _ = await asyncio.wait([waiting, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
         for task in done - {waiting}:
-            task.result()  # a seat's task ends only by an error
+            task.result()  # before all are prepared, a seat's task ends only by an error
         self._is_started = True
 
     async def close(self) -> None:
         """Ends the workers."""
-        for task in self._tasks:
+        tasks = [task for task in (*self._tasks, self._looking) if task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def kill(self) -> None:
+        """Ends the workers at once, whatever they do."""
+        for seat in self._dispatcher.seats:
+            if seat.worker is not None:
+                seat.worker.kill()
 
     async def _keep(self, seat: Seat) -> None:
+        failures = 0
         while True:
-            worker = await self._factory.start(seat.index)
+            started = time.monotonic()
             try:
-                self._dispatcher.fill(seat, worker)
-                await worker.lost
-            finally:
-                seat.worker = None
-                with contextlib.suppress(asyncio.CancelledError):
-                    await worker.close()
-            if not self._is_started:
-                raise InternalError(f"worker {worker.label} died while it started; its log is above")
-            log.error("worker %s died; a new one is started", worker.label)
-            self._on_restart()
-            self._dispatcher.vacate(seat)
+                worker = await self._factory.start(seat.index)
+            except Exception as error:  # no memory, no descriptors: later there may be
+                if not self._is_started:
+                    raise InternalError(f"worker {seat.index} cannot be started: {error}") from error
+                log.exception("worker %d cannot be started; it is tried again", seat.index)
+            else:
+                await self._stay(seat, worker)
+                if not self._is_started:
+                    raise InternalError(f"worker {worker.label} died while it started; its log is above")
+                log.error("worker %s died; a new one is started", worker.label)
+                self._on_restart()
+                self._dispatcher.vacate(seat)
+                if time.monotonic() - started > _SHORT_LIFE_SECONDS:
+                    failures = 0
+            if failures:
+                await asyncio.sleep(retry_seconds(failures))
+            failures += 1
+
+    async def _stay(self, seat: Seat, worker: Worker) -> None:
+        """Has a worker work until it is lost."""
+        try:
+            self._dispatcher.fill(seat, worker)
+            await worker.lost
+        finally:
+            seat.worker = None
+            closing = asyncio.ensure_future(worker.close())
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(closing)
+            if not closing.done():  # cancelled while it waited: the worker still has to end
+                await closing
+
+    async def _look_for_hung(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(_LOOK_SECONDS)
+            now = time.perf_counter()
+            late = now - before - _LOOK_SECONDS
+            if late > _STOOD_STILL_SECONDS:
+                self._dispatcher.delay(late)
+            for worker in self._dispatcher.kill_hung(now):
+                log.error("worker %s hangs and is ended", worker.label)
+
+
+def retry_seconds(failures: int) -> float:
+    """How long to wait before a worker is started again, after so many more failures than one in a row."""
+    return random.uniform(0.5, 1.0) * min(_FIRST_RETRY_SECONDS * 2.0 ** min(failures, 32), _LAST_RETRY_SECONDS)

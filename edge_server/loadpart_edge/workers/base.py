@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from loadpart_common.wire.framing import EncodedTensor
 
 
+Dropped: TypeAlias = tuple[tuple[str, int, int], ...]
+"""Tails by the digest of the model file, cut and batch size."""
+
+
 class Job(NamedTuple):
     """A tail to run. It knows a model by its digest and its tensors by their bytes, so that any machine can take it.
 
@@ -36,37 +40,43 @@ class Outcome(NamedTuple):
         tensors: The outputs, written as the field `tensors` of the response.
         tail_seconds: Running the tail.
         build_seconds: Building the tail first, where it was not built.
+        dropped: Tails that the worker had to drop from its memory.
     """
 
     tensors: bytes
     tail_seconds: float
     build_seconds: float
+    dropped: Dropped = ()
 
 
 class Preparation(NamedTuple):
-    """A tail to build, unless it is built, and then to time on random tensors.
+    """A tail to build, unless it is built, and then to time on random tensors, for the smallest batch.
 
     Attributes:
         digest: SHA-256 of the model file, in hexadecimal.
         plan: The plan whose tail it is.
-        runs: How often to run it.
+        runs: How often to run it; 0 only builds it.
+        batch: Items of the batch that it is built for.
     """
 
     digest: str
     plan: PlanKey
     runs: int = 5
+    batch: int = 1
 
 
 class Prepared(NamedTuple):
     """A tail is built.
 
     Attributes:
-        seconds: Median of its runs, one item.
+        seconds: Median of its runs, one item; 0 when there were none.
         resident_bytes: Memory of the worker.
+        dropped: Tails that the worker had to drop from its memory.
     """
 
     seconds: float
     resident_bytes: int
+    dropped: Dropped = ()
 
 
 OnOutcome: TypeAlias = "Callable[[Outcome | OffloadError], None]"
@@ -98,11 +108,17 @@ class Worker(Protocol):
             OffloadError: The job cannot be given to a worker at all, whatever its state.
         """
 
+    def cancel(self, job: Job) -> None:
+        """Tells that a job's outcome is not wanted any more: if it has not begun to run, it is not run."""
+
     def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
         """Has the worker build a tail and time it."""
 
+    def kill(self) -> None:
+        """Ends the worker at once, whatever it does; `lost` is done soon after."""
+
     async def close(self) -> None:
-        """Ends the worker."""
+        """Ends the worker when it has finished what it does, or after some seconds."""
 
 
 class WorkerFactory(Protocol):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loadpart_common.engines.base import Engine
+from loadpart_common.engines.mindspore import interrupts
 from loadpart_common.engines.mindspore.denormals import flushed
 from loadpart_common.engines.mindspore.preparation import prepare_import
 from loadpart_common.errors import ModelError, SettingsError
+from loadpart_common.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 _FIXED_BYTES = 1 << 20
 """Memory of a compiled segment besides the values that flow through it."""
+
+_USED_BEFORE = "MindSpore was used in this process before the engine was started: results may differ in the last bits"
+
+log = logging.getLogger(__name__)
 
 _configured_threads: int | None = None
 
@@ -105,17 +111,24 @@ class MindSporeEngine(Engine):
         MindSpore's own setting only limits the threads of one operator. How MindSpore divides an operator's work
         depends on the number of cores that it may use, and so does the last bit of a result. Device and server must
         therefore use equally many.
+
+        An application may have used MindSpore before. Then its threads and their cores are what they are, which is
+        logged.
+
+        Raises:
+            SettingsError: The process's MindSpore runs with another number of threads, or on another device.
         """
         os.sched_setaffinity(0, cores or sorted(os.sched_getaffinity(0))[:threads])
         prepare_import()
         import mindspore
 
+        interrupts.leave_to_python(Path(mindspore.__file__).parent)
         self._mindspore = mindspore
         mindspore.set_context(mode=mindspore.GRAPH_MODE)
-        mindspore.set_device("CPU")
+        _set_device(mindspore)
         _set_threads(mindspore, threads)
         self.threads = threads
-        self._folder = tempfile.TemporaryDirectory(prefix="loadpart-segments-")
+        self._folder = ScratchFolder("loadpart-mindspore-")
 
     @classmethod
     def version(cls) -> str:
@@ -131,7 +144,7 @@ class MindSporeEngine(Engine):
 
         Cells must be dropped before, because MindSpore prints messages when it cleans them up at exit.
         """
-        self._folder.cleanup()
+        self._folder.close()
 
     def tensor(self, array: Array) -> Any:
         """An array as a MindSpore tensor that shares its memory where it can."""
@@ -141,7 +154,7 @@ class MindSporeEngine(Engine):
 
     def load_cell(self, mindir: bytes) -> Any:
         """A MindIR model as a cell. It is written to a file, because MindSpore only reads files."""
-        path = Path(self._folder.name) / "segment.mindir"
+        path = self._folder.path / "segment.mindir"
         path.write_bytes(mindir)
         try:
             return self._mindspore.nn.GraphCell(self._mindspore.load(str(path)))
@@ -158,11 +171,33 @@ class MindSporeEngine(Engine):
         return path
 
 
+def _set_device(mindspore: Any) -> None:
+    """Has MindSpore compute on the processor, which it accepts only before it has computed anything.
+
+    Raises:
+        SettingsError: It computes on another device.
+    """
+    before = mindspore.get_context("device_target")
+    try:
+        mindspore.set_device("CPU")
+    except RuntimeError as error:
+        if before != "CPU":
+            raise SettingsError(f"mindspore: expected to compute on the CPU, but this process uses {before}") from error
+        log.warning("%s (%s)", _USED_BEFORE, error)
+
+
 def _set_threads(mindspore: Any, threads: int) -> None:
-    """Sets the number of threads, which MindSpore accepts only once in a process."""
+    """Sets the number of threads, which MindSpore accepts only once in a process.
+
+    Raises:
+        SettingsError: The engine was started with another number before.
+    """
     global _configured_threads  # noqa: PLW0603  # it is the process's
     if _configured_threads is None:
-        mindspore.device_context.cpu.op_tuning.threads_num(threads)
+        try:
+            mindspore.device_context.cpu.op_tuning.threads_num(threads)
+        except RuntimeError as error:  # the application has set it
+            log.warning("%s (%s)", _USED_BEFORE, error)
         _configured_threads = threads
     elif _configured_threads != threads:
         raise SettingsError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -14,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from loadpart.mindir.v1 import mindir_pb2
 from loadpart_common.errors import ModelError, ModelNotFoundError
+from loadpart_common.files import FileState, file_state, open_regular
 from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
 from loadpart_common.protobuf_fields import WireError, fields
 
@@ -42,7 +42,7 @@ class ModelFile:
 
     Attributes:
         path: The file.
-        identity: A value that is different for every file, and changes when the file does.
+        identity: State of the file when it was opened.
         structure: The message without the elements of its weights.
         weights: The place of each weight, by its name in the file (`GRAPH:NAME`).
     """
@@ -56,13 +56,16 @@ class ModelFile:
         """
         self.path = path
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self.identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+            self._file = open_regular(path)
         except FileNotFoundError as error:
             raise ModelNotFoundError(f"no model file at {path}") from error
+        except OSError as error:
+            raise ModelError(f"cannot read the model file: {error}") from error
+        self.identity = self._state()
+        try:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            self._file.close()
             raise ModelError(f"cannot read model file {path}: {error}") from error
         self.structure = mindir_pb2.Model()
         self.weights: dict[str, Weight] = {}
@@ -92,7 +95,13 @@ class ModelFile:
             return hashlib.sha256(view).hexdigest()
 
     def read_weight(self, name: str) -> Array:
-        """A copy of a weight's elements."""
+        """A copy of a weight's elements.
+
+        Raises:
+            ModelError: The file has been written to since it was opened.
+        """
+        if self._state() != self.identity:
+            raise ModelError(f"{self.path} has been changed while it is in use")
         weight = self.weights[name]
         count = math.prod(weight.shape)
         return np.frombuffer(self._map, weight.dtype, count, weight.offset).reshape(weight.shape).copy()
@@ -104,6 +113,12 @@ class ModelFile:
     def close(self) -> None:
         """Unmaps the file."""
         self._map.close()
+        self._file.close()
+
+    def _state(self) -> FileState:
+        state = file_state(self._file)
+        assert state is not None  # the file is open
+        return state
 
     def _parse(self) -> None:
         """Parses all but the elements of the weights: these are most of the file, and parsing would copy them twice."""

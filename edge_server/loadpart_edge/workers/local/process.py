@@ -10,7 +10,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
+from loadpart_common.scratch import remove_abandoned
 from loadpart_edge.workers.base import Outcome, Prepared
+from loadpart_edge.workers.local.main import SCRATCH_PREFIX
 from loadpart_edge.workers.local.messages import (
     LARGEST_BYTES,
     Failed,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 HOST = "local"
 """All worker processes of a daemon share this machine."""
 
-_SLOT_MARGIN_BYTES = 1 << 20  # for the gaps between the tensors of a message of the largest size
+_SLOT_MARGIN_BYTES = 1 << 20  # for the gaps between the tensors of a message of the largest size, and more
 _END_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -78,14 +80,16 @@ class WorkerProcess:
         def on_answer(answer: TailRan | Failed) -> None:
             if isinstance(answer, TailRan):
                 tensors = self._slot.read(answer.nbytes)
-                on_outcome(Outcome(tensors, answer.tail_seconds, answer.build_seconds))
+                on_outcome(Outcome(tensors, answer.tail_seconds, answer.build_seconds, answer.dropped))
             else:
                 on_outcome(answer.error)
 
-        plan = job.plan
-        self._send(
-            RunTail(str(stored.path), stored.manifest.format, plan.cut, plan.codec, job.batch, placed), on_answer
-        )
+        plan, path, manifest = job.plan, str(stored.path), stored.manifest
+        self._send(RunTail(path, manifest.format, manifest.digest, plan.cut, plan.codec, job.batch, placed), on_answer)
+
+    def cancel(self, job: Job) -> None:  # noqa: ARG002  # it has one at a time
+        """See `Worker.cancel`."""
+        self._slot.cancel()
 
     def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
         """See `Worker.prepare`."""
@@ -94,8 +98,18 @@ class WorkerProcess:
         def on_answer(answer: TailPrepared | Failed) -> None:
             on_prepared(Prepared(*answer) if isinstance(answer, TailPrepared) else answer.error)
 
-        plan = preparation.plan
-        self._send(PrepareTail(str(stored.path), stored.manifest.format, plan.cut, preparation.runs), on_answer)
+        path, manifest = str(stored.path), stored.manifest
+        self._send(
+            PrepareTail(
+                path, manifest.format, manifest.digest, preparation.plan.cut, preparation.batch, preparation.runs
+            ),
+            on_answer,
+        )
+
+    def kill(self) -> None:
+        """See `Worker.kill`."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     async def close(self) -> None:
         """Ends the process: asks it to by closing its socket, and kills it when it takes too long."""
@@ -110,6 +124,7 @@ class WorkerProcess:
             self._process.kill()
             await self._process.wait()
         self._slot.close()
+        remove_abandoned(SCRATCH_PREFIX)  # a confined process cannot remove its own
 
     def _send(self, message: RunTail | PrepareTail, on_answer: Callable[[Any], None]) -> None:
         self._on_answer = on_answer
@@ -128,7 +143,13 @@ class WorkerProcess:
             return
         on_answer, self._on_answer = self._on_answer, None
         if on_answer is not None:
-            on_answer(decode(data))
+            try:
+                answer = decode(data)
+            except ValueError:
+                log.exception("worker %d answers what is no answer, and is ended", self.pid)
+                self.kill()
+                return
+            on_answer(answer)
 
     def _stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)

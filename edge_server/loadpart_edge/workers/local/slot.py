@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from loadpart_common.codecs.base import Buffer
 
 _ALIGNMENT = 64  # of a cache line, which vector instructions like
+_KEPT_BYTES = 16 << 20
+"""Memory of a slot that stays with it between jobs; what a larger job took is given back after it."""
 
 Placed: TypeAlias = tuple[str, tuple[int, ...], int, int]
 """A tensor in a slot: its element type, its shape, where its bytes start and how many they are."""
@@ -25,20 +28,24 @@ Placed: TypeAlias = tuple[str, tuple[int, ...], int, int]
 class Slot:
     """A job's tensors on the way to a worker, and then its outputs on the way back.
 
-    One job at a time uses it. Pages are taken when they are first written.
+    One job at a time uses it. Pages are taken when they are first written. Its last byte tells the worker that the job
+    is not wanted any more.
     """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self._map = mmap.mmap(descriptor, 0)
         self._view = memoryview(self._map)
-        self._size = len(self._map)
+        self._size = len(self._map) - 1
+        self._used = 0
 
     @classmethod
     def create(cls, nbytes: int) -> Slot:
         """A new slot, whose descriptor a child process may inherit."""
-        descriptor = os.memfd_create("loadpart-slot")
+        descriptor = os.memfd_create("loadpart-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, nbytes)
+        # A worker that made it smaller would end the daemon, which reads it.
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return cls(descriptor)
 
     def put(self, tensors: Sequence[EncodedTensor]) -> tuple[Placed, ...]:
@@ -49,6 +56,7 @@ class Slot:
         """
         placed = []
         start = 0
+        self._map[self._size] = 0
         for dtype, shape, data in tensors:
             nbytes = len(data)
             if start + nbytes > self._size:
@@ -57,7 +65,17 @@ class Slot:
             self._map[start : start + nbytes] = data
             placed.append((dtype.str, shape, start, nbytes))
             start += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._used = start
         return tuple(placed)
+
+    def cancel(self) -> None:
+        """Tells the worker that the job in the slot is not wanted any more."""
+        self._map[self._size] = 1
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the job in the slot is not wanted any more."""
+        return self._map[self._size] == 1
 
     def take(self, placed: Sequence[Placed]) -> list[EncodedTensor]:
         """The tensors in the slot, not copied: good until the slot is used again."""
@@ -82,8 +100,12 @@ class Slot:
         return start
 
     def read(self, nbytes: int) -> bytes:
-        """A copy of the first bytes of the slot."""
-        return self._map[:nbytes]
+        """A copy of the first bytes of the slot, which is not needed after that."""
+        data = self._map[:nbytes]
+        used = max(self._used, nbytes)
+        if used > _KEPT_BYTES:
+            self._map.madvise(mmap.MADV_REMOVE, _KEPT_BYTES, -(-(used - _KEPT_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE)
+        return data
 
     def close(self) -> None:
         """Gives the memory back."""

@@ -1,0 +1,82 @@
+"""When the device begins its own tail while a server's answer is out, and how much of its time that may waste."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LATE_FACTOR, LATE_SECONDS = 1.3, 0.05
+"""An answer is to come within 1.3 times the seconds of the device alone, plus 50 ms."""
+
+_SHARE = 0.01
+"""Of the device's time that may go into tails whose outputs are not needed."""
+
+_CREDIT_SECONDS = 2.0
+_PATIENT = 4.0
+_SOONEST_SHARE, _SOONEST_SECONDS = 1.1, 0.005
+_DEADLINE_SHARE, _DEADLINE_SECONDS = 1.15, 0.003
+
+
+class Hedging:
+    """Decides when to hedge. Thread-safe.
+
+    The device begins its tail once the answer is later than predicted by the margin of error of the predictions, or
+    sooner where that would be too late for the answer to come within `LATE_FACTOR` times the device alone plus
+    `LATE_SECONDS`. A tail that was not needed is a waste; when more than 1 % of the time was wasted, it is begun later.
+    """
+
+    def __init__(self, *, is_on: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        """Makes one.
+
+        Args:
+            is_on: Whether to hedge at all; if not, the device only begins its tail when a deadline demands it.
+            clock: Tells the time, in seconds.
+        """
+        self._is_on = is_on
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._paid_until = clock() - _CREDIT_SECONDS / _SHARE
+        self.wasted_seconds = 0.0
+
+    def wait_seconds(
+        self,
+        predicted: float | None,
+        margin: Callable[[float], float],
+        alone: float,
+        tail: float,
+        deadline: float | None,
+    ) -> float:
+        """Seconds from the start of an inference after which the device begins its own tail; may be infinite.
+
+        Args:
+            predicted: Latency that was predicted; None when there was nothing to go by.
+            margin: Gives the margin of error of a prediction, in seconds.
+            alone: What the device takes for the whole network.
+            tail: What it takes for the tail.
+            deadline: Seconds within which an answer is wanted; None when any time will do.
+        """
+        after = math.inf
+        if self._is_on:
+            in_time = LATE_FACTOR * alone + LATE_SECONDS - tail
+            if predicted is None:
+                after = in_time
+            elif self._clock() < self._paid_until:
+                after = predicted + _PATIENT * margin(predicted)
+            else:
+                soonest = _SOONEST_SHARE * predicted + _SOONEST_SECONDS
+                after = min(predicted + margin(predicted), max(in_time, soonest))
+        if deadline is not None:
+            after = min(after, deadline - tail * _DEADLINE_SHARE - _DEADLINE_SECONDS)
+        return after
+
+    def wasted(self, seconds: float) -> None:
+        """Takes in that a tail of so many seconds was not needed."""
+        with self._lock:
+            self.wasted_seconds += seconds
+            least = self._clock() - _CREDIT_SECONDS / _SHARE
+            self._paid_until = max(self._paid_until, least) + seconds / _SHARE

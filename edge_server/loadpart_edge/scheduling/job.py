@@ -1,0 +1,126 @@
+"""A job between its arrival and its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadpart_edge.workers.base import Job, Outcome
+
+
+class Owner(NamedTuple):
+    """Whose a call is; capacity is shared out between parties first, and between the devices of a party then.
+
+    Attributes:
+        party: The client by its credential, or the host that it calls from: it cannot be chosen freely.
+        device: What the device calls itself, which can.
+    """
+
+    party: str
+    device: str = ""
+
+
+NOBODY = Owner("")
+
+
+class Tail(NamedTuple):
+    """What a worker must have built to run a job.
+
+    Attributes:
+        digest: SHA-256 of the model file, in hexadecimal.
+        cut: Layers on the device.
+        batch: Items of the batch.
+    """
+
+    digest: str
+    cut: int
+    batch: int
+
+
+class Served(NamedTuple):
+    """What became of a job.
+
+    Attributes:
+        outcome: What the tail gave.
+        queue_seconds: From the job's arrival to a worker's taking it.
+        host: The machine that it ran on.
+    """
+
+    outcome: Outcome
+    queue_seconds: float
+    host: str
+
+
+class QueuedJob:
+    """A job between its arrival and its outcome.
+
+    Attributes:
+        job: What to run.
+        owner: Whose it is.
+        tail: What a worker must have built to run it.
+        outcome: Done when the outcome is there; cancelled when nobody waits for it any more.
+        host: The machine that `predicted_seconds` is about.
+        predicted_seconds: Idle seconds of the tail there, for the whole batch.
+        queued_at: When it arrived, on the clock `time.perf_counter`.
+        deadline: Until when its outcome is of use, on that clock.
+        started_at: When a worker took it; 0 while it waits.
+        attempts: Workers that have taken it.
+        is_waiting: Whether it is in the queue.
+    """
+
+    __slots__ = (
+        "attempts", "deadline", "host", "is_waiting", "job", "outcome", "owner", "predict", "predicted_seconds",
+        "queued_at", "started_at", "tail",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        job: Job,
+        predict: Callable[[str], float],
+        host: str,
+        owner: Owner = NOBODY,
+        deadline: float = math.inf,
+    ) -> None:
+        """Makes one.
+
+        Args:
+            job: What to run.
+            predict: Gives the idle seconds of the tail on a host.
+            host: The machine that it will probably run on.
+            owner: Whose it is.
+            deadline: Until when its outcome is of use, on the clock `time.perf_counter`.
+        """
+        self.job = job
+        self.owner = owner
+        self.tail = Tail(job.digest, job.plan.cut, job.batch)
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.predict = predict
+        self.host = host
+        self.predicted_seconds = predict(host)
+        self.queued_at = time.perf_counter()
+        self.deadline = deadline
+        self.started_at = 0.0
+        self.attempts = 0
+        self.is_waiting = False
+
+    def start(self, host: str) -> None:
+        """Notes that a worker on a host takes it now."""
+        self.attempts += 1
+        self.started_at = time.perf_counter()
+        if host != self.host:
+            self.host, self.predicted_seconds = host, self.predict(host)
+
+    def succeed(self, outcome: Outcome) -> None:
+        """Hands out the outcome."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+    def fail(self, error: Exception) -> None:
+        """Hands out an error."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
