@@ -52,6 +52,11 @@ class Link:
                 *shaper,
             )
 
+    def cut(self) -> None:
+        """Lets nothing through, either way, until it is shaped again."""
+        for namespace, end in self._ends.items():
+            _run("ip", "netns", "exec", namespace, "tc", "qdisc", "replace", "dev", end, "root", "blackhole")
+
     def sent_bytes(self) -> int:
         """Bytes that the device has sent so far, headers included; call it from the device's namespace."""
         fields = Path("/proc/net/dev").read_text(encoding="utf-8").split(f"{self._ends[self.device]}:")[1].split()

@@ -28,6 +28,10 @@ class Hedging:
     The device begins its tail once the answer is later than predicted by the margin of error of the predictions, or
     sooner where that would be too late for the answer to come within `LATE_FACTOR` times the device alone plus
     `LATE_SECONDS`. A tail that was not needed is a waste; when more than 1 % of the time was wasted, it is begun later.
+
+    Attributes:
+        is_on: Whether to hedge at all.
+        wasted_seconds: Seconds that went into tails whose outputs were not needed.
     """
 
     def __init__(self, *, is_on: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,7 +41,7 @@ class Hedging:
             is_on: Whether to hedge at all; if not, the device only begins its tail when a deadline demands it.
             clock: Tells the time, in seconds.
         """
-        self._is_on = is_on
+        self.is_on = is_on
         self._clock = clock
         self._lock = threading.Lock()
         self._paid_until = clock() - _CREDIT_SECONDS / _SHARE
@@ -61,7 +65,7 @@ class Hedging:
             deadline: Seconds within which an answer is wanted; None when any time will do.
         """
         after = math.inf
-        if self._is_on:
+        if self.is_on:
             in_time = LATE_FACTOR * alone + LATE_SECONDS - tail
             if predicted is None:
                 after = in_time

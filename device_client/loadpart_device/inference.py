@@ -173,14 +173,14 @@ class InferenceRunner:
         """Has the server run the tail, or runs it here when the server fails or is late; completes the values."""
         name, plan = choice.chosen
         edge = self._fleet[name]
-        edge.availability.begin()
+        is_try = edge.availability.begin()
         try:
             try:
-                return self._with_server(edge, choice, world, inference)
+                return self._with_server(edge, choice, world, inference, is_try=is_try)
             except AuthenticationError:
                 if not edge.connection.renew():
                     raise
-                return self._with_server(edge, choice, world, inference)
+                return self._with_server(edge, choice, world, inference, is_try=is_try)
         except (AccessError, ModelMismatchError) as error:
             edge.failed(error)
             raise
@@ -191,8 +191,12 @@ class InferenceRunner:
             inference.values.update(self._local.finish(plan, inference.values, inference.batch))
             return _Finished(self._alone(choice, world, f"local after cut {plan.cut}: {error}"))
 
-    def _with_server(self, edge: Edge, choice: Choice, world: World, inference: _Inference) -> _Finished:
+    def _with_server(
+        self, edge: Edge, choice: Choice, world: World, inference: _Inference, *, is_try: bool
+    ) -> _Finished:
         """Has the server run the tail, and from some moment on the device too; the first to finish counts.
+
+        A server that has failed is tried with the device beginning at once, so that a try delays nothing.
 
         Raises:
             OffloadError: The server failed before the device began.
@@ -202,13 +206,15 @@ class InferenceRunner:
         ready = threading.Event()
         pending.when_done(ready.set)
         patience = self._patience(edge, choice, inference)
-        if not ready.wait(None if math.isinf(patience) else max(patience - inference.elapsed, 0.0)):
+        begins = 0.0 if is_try and self._hedging.is_on else patience
+        if not ready.wait(None if math.isinf(begins) else max(begins - inference.elapsed, 0.0)):
             started = time.perf_counter()
             own = self._local.start_to_finish(plan, inference.values, batch)
             own.add_done_callback(lambda _: ready.set())
             ready.wait()
             if not pending.is_done:
-                return self._taken_over(edge, choice, world, inference, (pending, own))
+                is_early = inference.elapsed < patience
+                return self._taken_over(edge, choice, world, inference, (pending, own), is_early=is_early)
             try:
                 reply = pending.result()
             except OffloadError as error:
@@ -258,16 +264,32 @@ class InferenceRunner:
         world: World,
         inference: _Inference,
         racing: tuple[PendingReply, Future[Values]],
+        *,
+        is_early: bool,
     ) -> _Finished:
-        """Takes the device's own outputs, which came before the server's."""
+        """Takes the device's own outputs, which came before the server's.
+
+        Where that is no wonder, since the device began at once, the answer still tells whether the server is well.
+        """
         pending, own = racing
-        pending.cancel()
         inference.values.update(own.result())
         predicted, plan = choice.predicted_seconds, choice.chosen.plan
         expected = "" if predicted is None else f", {predicted * 1e3:.1f} ms predicted"
         error = DeadlineError(f"no answer after {inference.elapsed * 1e3:.1f} ms{expected}")
-        edge.late(error)
+        if is_early:
+            pending.when_done(lambda: self._learn(edge, pending))
+        else:
+            pending.cancel()
+            edge.late(error)
         return _Finished(self._alone(choice, world, f"local after cut {plan.cut}: {error}"), hedged=True)
+
+    @staticmethod
+    def _learn(edge: Edge, pending: PendingReply) -> None:
+        """Takes in an answer that came after the device's own."""
+        try:
+            edge.reply_received(pending.result())
+        except OffloadError as error:
+            edge.failed(error)
 
     @staticmethod
     def _alone(choice: Choice, world: World, why: str) -> Choice:

@@ -76,6 +76,9 @@ class Metrics:
         gauge("held_bytes", "Bytes of requests that are held").set_function(held_bytes)
         gauge("queue_length", "Jobs waiting for a worker").set_function(lambda: scheduler.queue_length)
         gauge("workers", "Workers that take jobs").set_function(lambda: scheduler.live_workers)
+        gauge("tails_to_build", "Tails that workers have yet to build before they are at full strength").set_function(
+            lambda: scheduler.tails_to_build
+        )
         gauge("running", "Jobs that workers run").set_function(lambda: scheduler.running)
         gauge("backlog_seconds", "Predicted wait of a job of a device with none waiting").set_function(
             lambda: scheduler.backlog_seconds

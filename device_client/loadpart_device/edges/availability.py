@@ -50,11 +50,13 @@ class Availability:
         left = self._retry_at - self._clock()
         return f"{self._why_not}; it is tried again in {left:.1f} s" if left > 0 else None
 
-    def begin(self) -> None:
-        """Notes that an inference asks the server; after a failure, others wait for what comes of it."""
-        if self._backoff.failures:
-            with self._lock:
-                self._retry_at = self._clock() + _LAST_RETRY_SECONDS
+    def begin(self) -> bool:
+        """Notes that an inference asks the server; gives whether it is a try after a failure, for which others wait."""
+        if not self._backoff.failures:
+            return False
+        with self._lock:
+            self._retry_at = self._clock() + _LAST_RETRY_SECONDS
+        return True
 
     def succeeded(self) -> None:
         """Takes in an answer of an inference."""

@@ -117,7 +117,7 @@ class Edge:
     def late(self, error: OffloadError) -> None:
         """Takes in that an answer was so late that the device finished before it: link or server have changed."""
         self.availability.failed(error)
-        self._prober.measure_anew()
+        self._prober.measure_anew(alert=True)
 
     def wait_measured(self, timeout_seconds: float) -> bool:
         """Waits until the link has been measured; gives whether it was in time."""

@@ -33,6 +33,8 @@ _SURE_SECONDS = 0.1
 _QUIET_SECONDS = 0.02  # before a small request: without it, one finds warmer caches than an inference's ever does
 _TIMES_A_DOWNLINK = 6  # after which the downlink is probed too: answers are small
 _BUSY_SECONDS = 0.05
+_ALERT_PERIOD_SECONDS, _ALERT_SECONDS = 1.0, 15.0
+"""After an answer that was late, the link is looked at once a second for a while: what came suddenly may go so."""
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Prober:
         self._measured = threading.Event()
         self._now = threading.Event()
         self._measured_times = 0
+        self._alert_until = float("-inf")
         self._thread = threading.Thread(target=self._probe, name="loadpart-probe", daemon=True)
 
     def start(self) -> None:
@@ -76,8 +79,14 @@ class Prober:
         self._link.forget()
         self._measured.clear()
 
-    def measure_anew(self) -> None:
-        """Forgets the link, and measures it anew at once."""
+    def measure_anew(self, *, alert: bool = False) -> None:
+        """Forgets the link, and measures it anew at once.
+
+        Args:
+            alert: Whether the link has changed suddenly, so that it is looked at more often for some time.
+        """
+        if alert:
+            self._alert_until = time.monotonic() + _ALERT_SECONDS
         self._link.forget()
         self._measured.clear()
         self._now.set()
@@ -100,12 +109,14 @@ class Prober:
             self._now.clear()
             if self._closing.is_set():
                 return
-            pause = _PERIOD_SECONDS
+            is_alert = time.monotonic() < self._alert_until
+            pause = period = _ALERT_PERIOD_SECONDS if is_alert else _PERIOD_SECONDS
             if not self._is_quiet():
                 pause = _BUSY_SECONDS
-            elif self._link.age_seconds >= _PERIOD_SECONDS or self._link.deviation:
+            elif self._link.age_seconds >= period or self._link.deviation:
                 try:
-                    pause = min(max(pause, self._budget.pay(self._measure())), _LONGEST_PAUSE_SECONDS)
+                    wait = self._budget.pay(self._measure())
+                    pause = period if is_alert else min(max(pause, wait), _LONGEST_PAUSE_SECONDS)
                     if self._link.deviation and pause < _LONGEST_PAUSE_SECONDS:
                         pause = _DOUBT_SECONDS
                     if self._link.reading is not None:  # it may have been forgotten meanwhile

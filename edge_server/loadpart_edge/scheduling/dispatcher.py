@@ -100,6 +100,11 @@ class Dispatcher:
         """Workers that are there."""
         return sum(seat.worker is not None for seat in self.seats)
 
+    @property
+    def tails_to_build(self) -> int:
+        """Tails that workers have yet to begin to build, those of workers that are being started among them."""
+        return sum(len(seat.preparations) for seat in self.seats)
+
     def has_built(self, tail: Tail) -> bool:
         """Whether some worker has a tail, or will have it without being asked."""
         return any(seat.will_have(tail) for seat in self.seats)

@@ -147,6 +147,11 @@ class Scheduler:
         return self._dispatcher.live_workers
 
     @property
+    def tails_to_build(self) -> int:
+        """Tails that workers have yet to build before they are at full strength."""
+        return self._dispatcher.tails_to_build
+
+    @property
     def slow_down(self) -> float:
         """Measured over predicted tail time now."""
         return self.hosts.slow_down
