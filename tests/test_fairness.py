@@ -16,6 +16,7 @@ from loadpart_edge.rpc.quota import Quota
 from loadpart_edge.scheduling.builds import BUILD_SHARE, Builds
 from loadpart_edge.scheduling.devices import MOST_OF_A_PARTY, ActiveDevices
 from loadpart_edge.scheduling.job import Owner, QueuedJob
+from loadpart_edge.scheduling.pacing import Pacing
 from loadpart_edge.scheduling.queue import JobQueue
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.workers.base import Preparation
@@ -173,7 +174,7 @@ def test_what_cannot_be_done_in_time_is_refused_at_once_and_says_when_to_come_ba
         await turns()
         with pytest.raises(OverloadedError, match="no time") as refused:
             await scheduler.run(job(4), lambda _: 0.5, GREEDY, now + 1.0)
-        assert refused.value.retry_after_seconds == pytest.approx(1.0, abs=0.1)
+        assert refused.value.retry_after_seconds == pytest.approx(1.1, abs=0.3)
         with pytest.raises(OverloadedError, match="no time"):
             scheduler.check_owner(GREEDY, now + 1.0)
         scheduler.check_owner(MODEST, now + 1.0)
@@ -381,3 +382,17 @@ def test_one_host_does_not_count_as_thousands_of_devices() -> None:
         devices.seen(Owner("host", str(number)))
     devices.seen(Owner("other"))
     assert devices.count == MOST_OF_A_PARTY + 1
+
+
+def test_refused_requests_come_back_spread_over_time_and_the_same_number_for_every_device() -> None:
+    clock = Clock()
+    pacing = Pacing(clock)
+    greedy = [pacing.retry_seconds(GREEDY, 0.1, 0.03) for _ in range(10)]
+    assert greedy == sorted(greedy)
+    assert greedy[0] == pytest.approx(0.1)
+    assert greedy[9] == pytest.approx(0.1 + 9 * 0.03 / 3)
+    assert pacing.retry_seconds(MODEST, 0.1, 0.03) == pytest.approx(0.1), "it does not wait for the other's requests"
+    assert pacing.retry_seconds(GREEDY, 0.1, 0.03) == pytest.approx(greedy[9] + 2 * 0.03 / 3), "two share the server"
+    assert pacing.retry_seconds(GREEDY, 100.0, 0.03) == 10.0
+    clock.now += 100
+    assert pacing.retry_seconds(GREEDY, 0.0, 0.03) == pytest.approx(0.05)

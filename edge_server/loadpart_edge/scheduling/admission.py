@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import OverloadedError, UnavailableError
+from loadpart_edge.scheduling.pacing import Pacing
 
 if TYPE_CHECKING:
     from loadpart_edge.scheduling.builds import Builds
@@ -14,8 +17,14 @@ if TYPE_CHECKING:
     from loadpart_edge.scheduling.job import Owner, QueuedJob
     from loadpart_edge.scheduling.queue import JobQueue
 
-_LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 0.05, 10.0
 _NO_WORKER_RETRY_SECONDS = 0.5
+_SURE = 0.9
+"""Share of the time until a deadline that a job may be predicted to need, since others may come before it."""
+
+_LEAD_SHARE, _MOST_LEAD = 0.2, 2.0
+"""That share is less by so much for each job by which a device is ahead of the others, who then find room."""
+
+_MOST_OWNERS = 4096
 
 
 class Admission:
@@ -26,9 +35,11 @@ class Admission:
         self._builds = builds
         self._dispatcher = dispatcher
         self._hosts = hosts
+        self._pacing = Pacing()
+        self._usual: OrderedDict[Owner, float] = OrderedDict()  # idle seconds of each device's last job
 
     def check_owner(self, owner: Owner, deadline: float) -> None:
-        """Refuses a device before its request is read, when there is no worker, or its jobs fill all its time.
+        """Refuses a device before its request is read, when there is no worker, or no time for what it usually sends.
 
         Args:
             owner: Whose request it is.
@@ -40,8 +51,8 @@ class Admission:
         """
         if self._dispatcher.live_workers == 0:
             raise UnavailableError("no worker is there; one is being started", _NO_WORKER_RETRY_SECONDS)
-        if self._queue:
-            self._check_time(self.wait_seconds(owner), 0.0, deadline)
+        if self._queue and (usual := self._usual.get(owner)) is not None:
+            self._check_time(owner, usual, self._hosts.slow_down, deadline)
 
     def check(self, job: QueuedJob) -> None:
         """Refuses a job that has no room, cannot be done in time, or ended workers before.
@@ -51,17 +62,17 @@ class Admission:
             InternalError: Workers died over the same request before.
         """
         self._dispatcher.quarantine.check(job.tail, job.job)
-        expected = job.predicted_seconds * self._hosts[job.host].slow_down.value
-        self._check_time(self.wait_seconds(job.owner, job.predicted_seconds), expected, job.deadline)
+        self._remember(job)
+        self._check_time(job.owner, job.predicted_seconds, self._hosts[job.host].slow_down.value, job.deadline)
         if len(self._queue) + len(self._builds) >= self._queue.limit:
-            self._make_room(job.owner)
+            self._make_room(job)
 
-    def wait_seconds(self, owner: Owner, seconds: float | None = None) -> float:
+    def wait_seconds(self, owner: Owner, seconds: float) -> float:
         """Predicted seconds until a job of an owner is started that comes now.
 
         Args:
             owner: Whose job it is.
-            seconds: Idle seconds of its tail; those of the owner's jobs that wait when None.
+            seconds: Idle seconds of its tail.
         """
         capacity, running = self._dispatcher.capacity, self._dispatcher.running
         if len(running) + len(self._queue) < capacity:
@@ -77,30 +88,44 @@ class Admission:
             for job in self._dispatcher.running
         )
 
-    def _check_time(self, wait: float, expected: float, deadline: float) -> None:
-        late = time.perf_counter() + wait + expected - deadline
-        if late > 0:
+    def _remember(self, job: QueuedJob) -> None:
+        self._usual.pop(job.owner, None)
+        self._usual[job.owner] = job.predicted_seconds
+        if len(self._usual) > _MOST_OWNERS:
+            self._usual.popitem(last=False)
+
+    def _check_time(self, owner: Owner, seconds: float, slow_down: float, deadline: float) -> None:
+        if math.isinf(deadline):
+            return
+        wait, expected = self.wait_seconds(owner, seconds), seconds * slow_down
+        left = max(deadline - time.perf_counter(), 0.0)
+        lead = min(self._queue.lead_seconds(owner) / max(seconds, 1e-6), _MOST_LEAD)
+        late = wait + expected - left * (_SURE - _LEAD_SHARE * lead)
+        if late > 0 and (wait or expected > left):
             raise OverloadedError(
-                f"no time: the job would wait {wait:.3f} s and run {expected:.3f} s, {late:.3f} s beyond its deadline",
-                min(max(late, _LEAST_RETRY_SECONDS), _MOST_RETRY_SECONDS),
+                f"no time: the job would wait {wait:.3f} s, run {expected:.3f} s, and has a deadline in {left:.3f} s",
+                self._retry_seconds(owner, late, expected),
             )
 
-    def _make_room(self, owner: Owner) -> None:
+    def _make_room(self, job: QueuedJob) -> None:
         """Gives up the last job of the device that has most, for one with fewer.
 
         Raises:
             OverloadedError: This device has as many as any other.
         """
-        victim = self._queue.last_of_greediest(owner)
+        victim = self._queue.last_of_greediest(job.owner)
         if victim is None:
-            raise self._full(owner)
+            raise self._full(job)
         self._queue.remove(victim)
-        victim.fail(self._full(victim.owner))
+        victim.fail(self._full(victim))
 
-    def _full(self, owner: Owner) -> OverloadedError:
-        wait = self.wait_seconds(owner)
+    def _full(self, job: QueuedJob) -> OverloadedError:
+        wait = self.wait_seconds(job.owner, job.predicted_seconds)
         return OverloadedError(
             f"the queue is full: expected fewer than {self._queue.limit} waiting jobs; "
             f"a job that came now would wait {wait:.3f} s",
-            min(max(wait, _LEAST_RETRY_SECONDS), _MOST_RETRY_SECONDS),
+            self._retry_seconds(job.owner, wait, job.predicted_seconds * self._hosts.slow_down),
         )
+
+    def _retry_seconds(self, owner: Owner, least: float, seconds: float) -> float:
+        return self._pacing.retry_seconds(owner, least, seconds / self._dispatcher.capacity)

@@ -78,20 +78,18 @@ class JobQueue:
         """Whether there is no room for one more job."""
         return self._length >= self.limit
 
-    def seconds_ahead(self, owner: Owner, seconds: float | None = None) -> float:
+    def seconds_ahead(self, owner: Owner, seconds: float) -> float:
         """Idle seconds of the jobs that would be served before one more of an owner.
 
         Its own jobs are, and as much of everybody else's as it would then have had itself.
 
         Args:
             owner: Whose job it would be.
-            seconds: Idle seconds of the job; the mean of the owner's that wait when None.
+            seconds: Idle seconds of the job.
         """
         party = self._parties.get(owner.party)
         lane = party.lanes.get(owner.device) if party else None
         own = lane.seconds if lane else 0.0
-        if seconds is None:
-            seconds = own / len(lane.jobs) if lane and lane.jobs else 0.0
         ahead = own
         if party:
             ahead += sum(min(each.seconds, own + seconds) for each in party.lanes.values() if each is not lane)
@@ -105,6 +103,12 @@ class JobQueue:
             return 0.0
         own = self.predicted_seconds / self._length
         return sum(min(lane.seconds, own) for party in self._parties.values() for lane in party.lanes.values())
+
+    def lead_seconds(self, owner: Owner) -> float:
+        """Idle seconds by which a device has been given more than the device of its party that is served now."""
+        party = self._parties.get(owner.party)
+        lane = party.lanes.get(owner.device) if party else None
+        return max(lane.used - party.clock, 0.0) if party and lane else 0.0
 
     def append(self, job: QueuedJob) -> None:
         """Adds a job as the last one of its device."""
