@@ -68,6 +68,15 @@ bench-footprint: setup  ## seconds to ready, memory of each process, seconds to 
 bench-abuse: setup  ## 10,000 bad requests, then 100 good ones
 	@$(BIN)/python -m benchmarks.abuse
 
+.PHONY: test-faults
+test-faults: setup  ## daemons killed and stopped, workers hung, links cut and thinned, overload (15 minutes, root)
+	@$(BIN)/python -m benchmarks.faults
+	@$(BIN)/python -m benchmarks.overload
+
+.PHONY: soak
+soak: setup  ## ten minutes of everything that goes right and wrong; MINUTES=600 for a night
+	@$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10)
+
 .PHONY: bench-prediction
 bench-prediction: setup  ## predicted seconds of heads and tails against measured ones, all cuts (20 minutes)
 	@$(BIN)/python -m benchmarks.prediction

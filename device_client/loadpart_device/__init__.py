@@ -30,6 +30,8 @@ from loadpart_common.errors import (
     SettingsError,
     UnavailableError,
 )
+from loadpart_common.wire.credentials import Credentials
+from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device.client import OffloadClient
 from loadpart_device.result import Plan, Result, Timings
 
@@ -41,8 +43,10 @@ __all__ = [
     "AccessError",
     "AuthenticationError",
     "ClientClosedError",
+    "Credentials",
     "CutError",
     "DeadlineError",
+    "Endpoint",
     "InputError",
     "InternalError",
     "MessageTooLargeError",
