@@ -6,13 +6,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import MessageTooLargeError
 from loadpart_common.wire.framing import EncodedTensor, decode
-from loadpart_edge.workers.local.messages import Failed, RunTail, TailRan
-from loadpart_edge.workers.local.messages import decode as read
-from loadpart_edge.workers.local.messages import encode as write
+from loadpart_edge.workers.local.messages import (
+    Failed,
+    PrepareTail,
+    RunTail,
+    TailPrepared,
+    TailRan,
+    decode_answer,
+    decode_order,
+    encode_answer,
+    encode_order,
+)
 from loadpart_edge.workers.local.slot import Slot
 
 if TYPE_CHECKING:
@@ -57,10 +67,25 @@ def test_what_does_not_fit_is_refused_with_its_size(slot: Slot) -> None:
 
 
 def test_messages_come_out_as_they_went_in() -> None:
-    for message in (
+    for order in (
         RunTail("a", "toy", "d", 3, "raw", 1, (("|u1", (1,), 0, 1),)),
-        TailRan(10, 0.1, 0.0, (("d", 1, 2),)),
+        PrepareTail("a", "toy", "d", 3, 2, 0),
     ):
-        assert read(write(message)) == message
-    failed = read(write(Failed(MessageTooLargeError.code, "too large")))
-    assert isinstance(failed.error, MessageTooLargeError)
+        assert decode_order(encode_order(order)) == order
+    for answer in (
+        TailRan(10, 0.1, 0.0, ()),
+        TailRan(2**40, 0.1, 0.5, (("d", 1, 2), ("e", 3, 4))),
+        TailPrepared(0.25, 2**33, ()),
+        Failed(MessageTooLargeError.code, "too large"),
+    ):
+        assert decode_answer(encode_answer(answer)) == answer
+    assert isinstance(Failed(MessageTooLargeError.code, "too large").error, MessageTooLargeError)
+
+
+@given(st.one_of(st.binary(max_size=64), st.binary(max_size=64).map(lambda rest: b"R" + rest)))
+def test_the_daemon_believes_no_answer_that_is_none(data: bytes) -> None:
+    try:
+        answer = decode_answer(data)
+    except ValueError:
+        return
+    assert isinstance(answer, TailRan | TailPrepared | Failed)

@@ -52,12 +52,12 @@ def main() -> None:
 
 def _serve(descriptor: int, runner: TailRunner) -> None:
     """Answers the daemon's messages until it is gone."""
-    from loadpart_edge.workers.local.messages import LARGEST_BYTES, decode, encode
+    from loadpart_edge.workers.local.messages import LARGEST_BYTES, decode_order, encode_answer
 
     with socket.socket(fileno=descriptor) as connection:
         try:
             while data := connection.recv(LARGEST_BYTES):
-                connection.send(encode(runner.answer(decode(data))))
+                connection.send(encode_answer(runner.answer(decode_order(data))))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon is gone
         finally:

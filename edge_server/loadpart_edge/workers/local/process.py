@@ -20,8 +20,8 @@ from loadpart_edge.workers.local.messages import (
     RunTail,
     TailPrepared,
     TailRan,
-    decode,
-    encode,
+    decode_answer,
+    encode_order,
 )
 from loadpart_edge.workers.local.slot import Slot
 
@@ -129,7 +129,7 @@ class WorkerProcess:
     def _send(self, message: RunTail | PrepareTail, on_answer: Callable[[Any], None]) -> None:
         self._on_answer = on_answer
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then it is lost, as reading finds out
-            self._socket.send(encode(message))
+            self._socket.send(encode_order(message))
 
     def _on_readable(self) -> None:
         """Hands out the answer that has come; without one, the process has ended."""
@@ -144,7 +144,7 @@ class WorkerProcess:
         on_answer, self._on_answer = self._on_answer, None
         if on_answer is not None:
             try:
-                answer = decode(data)
+                answer = decode_answer(data)
             except ValueError:
                 log.exception("worker %d answers what is no answer, and is ended", self.pid)
                 self.kill()
