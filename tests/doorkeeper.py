@@ -24,11 +24,13 @@ class Doorkeeper(grpc.GenericRpcHandler):  # type: ignore[misc]
     Attributes:
         target: Address where it listens.
         refusals: Status and trailing metadata by method name; such calls are refused.
+        text: What refusals say.
         calls: Names of the methods that were called, in order.
     """
 
     def __init__(self, target: str) -> None:
         self.refusals: Mapping[str, tuple[grpc.StatusCode, Metadata]] = {}
+        self.text = "refused by the test"
         self.calls: list[str] = []
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         self._server = grpc.server(ThreadPoolExecutor(8), handlers=[self], options=_OPTIONS)
@@ -76,4 +78,4 @@ class Doorkeeper(grpc.GenericRpcHandler):  # type: ignore[misc]
         if name in self.refusals:
             code, metadata = self.refusals[name]
             context.set_trailing_metadata(metadata)
-            context.abort(code, "refused by the test")
+            context.abort(code, self.text)

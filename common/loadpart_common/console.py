@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from loadpart_common.errors import OffloadError
+from loadpart_common.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from loadpart_common.store.model_store import StoredModel
 
 LatencyFolder = Annotated[Path | None, typer.Option(help="Folder for what is measured of this machine.")]
+_LONGEST_ERROR = 20_000
+
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of one operator; all cores if absent.")]
 
 
@@ -36,12 +40,17 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=done < total)
 
 
+def shown(text: str) -> str:
+    """A text from others as it is given to a `Console`: on one line, and nothing in it changes how it is shown."""
+    return escape(printable(text))
+
+
 def run(app: typer.Typer, name: str) -> None:
     """Runs a command line: a domain error is one line on stderr and exit code 1."""
     try:
         app()
     except OffloadError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {printable(str(error), _LONGEST_ERROR)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -72,7 +81,7 @@ def profile(measurements: Measurements, stored: StoredModel) -> None:
     for cut in sorted({*measured.heads, *measured.tails}):
         cells = [f"{measured.heads.get(cut, 0.0) * 1e3:.2f}", f"{heads[cut] * 1e3:.2f}"]
         cells += [f"{measured.tails.get(cut, 0.0) * 1e3:.2f}", f"{tails[cut] * 1e3:.2f}"]
-        table.add_row(str(cut), graph.layers[cut - 1].name if cut else "(input)", *cells)
+        table.add_row(str(cut), shown(graph.layers[cut - 1].name) if cut else "(input)", *cells)
     console = Console(highlight=False)
     console.print(table)
     console.print(f"kept in {measurements.profile_path(stored.manifest.digest)}", soft_wrap=True)

@@ -16,7 +16,7 @@ from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError,
 from loadpart_common.files import MOST_MODEL_BYTES
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.store.manifest import Manifest
-from loadpart_common.store.model_store import ModelStore, StoredModel
+from loadpart_common.store.model_store import ModelStore, StoredModel, check_model
 from loadpart_device.edges.connection import model_info
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DIGEST_LETTERS = 16  # of the digest, in a folder's name
-_PATIENCE_SECONDS = 30.0  # without a piece of a model, after which the server counts as stalled
+_PATIENCE_SECONDS = 30.0  # in which hardly anything of a model comes, after which the server counts as stalled
 
 
 def default_cache() -> Path:
@@ -103,6 +103,7 @@ class ModelCache:
                         f"model {name!r} from {connection.endpoint}: expected digest {manifest.digest[:12]}..., "
                         f"got {digest.hexdigest()[:12]}... ({received} of {manifest.file_bytes} bytes)"
                     )
+                check_model(path, manifest.format)
             self._store.describe(folder, name, manifest.labels)
         except OSError as error:
             raise ModelError(f"model {name!r} cannot be kept in {self._store.folder}: {error}") from error

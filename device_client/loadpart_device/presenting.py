@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from loadpart_common.console import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -45,10 +47,10 @@ def show(model: str, images: list[Path], classes: list[list[dict[str, Any]]], re
     """Prints an inference for people."""
     out = Console(highlight=False)
     for path, top in zip(images, classes, strict=True):
-        out.print(f"[bold]{path.name}[/bold]: {model} says")
+        out.print(f"[bold]{shown(path.name)}[/bold]: {shown(model)} says")
         for entry in top:
-            out.print(f"  {entry['probability']:7.2%}  {entry['label']}")
-    out.print(f"[bold]plan[/bold]: {result.plan.location} - {result.plan.reason}", soft_wrap=True)
+            out.print(f"  {entry['probability']:7.2%}  {shown(entry['label'])}")
+    out.print(f"[bold]plan[/bold]: {result.plan.location} - {shown(result.plan.reason)}", soft_wrap=True)
     table = Table(*_PHASES, title="milliseconds", box=None, header_style="bold", title_justify="left")
     table.add_row(*(f"{getattr(result.timings, phase) * 1e3:.2f}" for phase in _PHASES))
     out.print(table)
@@ -63,7 +65,7 @@ def show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
         parts = (cost.device_seconds, cost.network_seconds, cost.queue_seconds, cost.server_seconds, cost.total_seconds)
         table.add_row(
             str(cost.plan.cut),
-            cost.layer,
+            shown(cost.layer),
             f"{cost.nbytes / 1e3:.1f}",
             *(f"{seconds * 1e3:.2f}" for seconds in parts),
             "<- chosen" if cost.chosen else "",

@@ -118,7 +118,7 @@ def models(store: Store = None, config: Config = None) -> None:
         try:
             stored = target.open(name)
         except OffloadError as error:
-            table.add_row(name, f"cannot be served: {error}")
+            table.add_row(console.shown(name), console.shown(f"cannot be served: {error}"))
             continue
         manifest, graph = stored.manifest, stored.graph
         table.add_row(

@@ -20,7 +20,8 @@ _FORMAT = 3
 MOST_BYTES = 16 << 20
 """Largest manifest that is read."""
 
-_UNREADABLE = (KeyError, TypeError, ValueError, RecursionError)  # the last one: JSON that is nested too deeply
+# Overflow: a number of bytes that is infinite. Recursion: JSON that is nested too deeply.
+_UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,25 @@ class Manifest:
         Raises:
             ModelError: The data is not a manifest; the message names `source`.
         """
+        if len(data) > MOST_BYTES:
+            raise ModelError(f"{source}: expected a manifest of at most {MOST_BYTES} bytes, got {len(data)}")
         try:
             document = json.loads(data)
             if document["format"] != _FORMAT:
                 raise ModelError(f"{source}: expected manifest format {_FORMAT}, got {document['format']!r}")
-            return cls(
+            manifest = cls(
                 name=str(document["name"]),
                 format=str(document["model_format"]),
                 digest=str(document["digest"]),
                 file_bytes=int(document["file_bytes"]),
                 labels=tuple(map(str, document["labels"])),
             )
+            manifest.to_bytes()  # JSON may hold halves of characters, which cannot be written or printed
         except _UNREADABLE as error:
             raise ModelError(
                 f"{source} is not a manifest of a model ({error!r}); delete it to have it made again"
             ) from error
+        return manifest
 
 
 def outdated_labels(data: bytes) -> tuple[str, ...] | None:

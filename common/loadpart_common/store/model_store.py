@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadpart_common.errors import ModelError, ModelNotFoundError
+from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError
 from loadpart_common.files import file_state, read_regular, write_atomically
 from loadpart_common.formats.registry import FORMATS, format_of
 from loadpart_common.store.manifest import MOST_BYTES, Manifest, outdated_labels
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loadpart_common.files import FileState
+    from loadpart_common.formats.base import OpenModel
     from loadpart_common.graph import Graph
 
 MANIFEST = "manifest.json"
@@ -75,8 +76,8 @@ class ModelStore:
         if len(files) > 1:
             raise ModelError(f"{files[0][0].parent} holds {len(files)} model files: expected one")
         (path, model_format) = files[0]
-        with contextlib.closing(FORMATS[model_format].open(path)) as model:
-            digest, graph = model.digest(), model.graph
+        with _opened(path, model_format) as (model, graph):
+            digest = model.digest()
             manifest, labels = _read_manifest(path.with_name(MANIFEST))
             if manifest is None or manifest.digest != digest:
                 manifest = Manifest(name, model_format, digest, model.nbytes, labels)
@@ -136,6 +137,30 @@ class ModelStore:
         except OSError:  # a folder that this user may not look into
             return []
         return [(path, known.name) for path, known in found if known is not None]
+
+
+def check_model(path: Path, model_format: str) -> None:
+    """Refuses a file that cannot be a model in a store.
+
+    Raises:
+        ModelError: It is damaged, of another format, or the network cannot be cut.
+    """
+    with _opened(path, model_format):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: Path, model_format: str) -> Iterator[tuple[OpenModel, Graph]]:
+    """A model file and the network in it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            model = stack.enter_context(contextlib.closing(FORMATS[model_format].open(path)))
+            graph = model.graph
+        except OffloadError:
+            raise
+        except Exception as error:  # whatever a format throws over what strangers wrote
+            raise ModelError(f"{path} cannot be read as a model of the format {model_format}: {error!r}") from error
+        yield model, graph
 
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, tuple[str, ...]]:

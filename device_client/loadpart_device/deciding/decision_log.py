@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from loadpart_device.deciding.state import Choice
 
 _FORMAT = 2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +124,27 @@ class DecisionLog:
         self._model = model
 
     def write(self, policy: str, choice: Choice, world: World, batch: int, total_seconds: float) -> None:
-        """Adds a decision, unless the log is closed."""
+        """Adds a decision, unless the log is closed; it is when the file cannot be written any more."""
         decision = Decision(
             self._model, policy, batch, world, choice.previous, choice.kept_by_chance, choice.chosen,
             choice.predicted_seconds, total_seconds, time.time(),
         )  # fmt: skip
         with self._lock:
-            if not self._file.closed:  # by the client, on another thread
+            if self._file.closed:  # by the client, on another thread
+                return
+            try:
                 self._file.write(decision.to_json() + "\n")
+            except OSError as error:  # no reason to give an inference up
+                log.warning("decisions are no longer logged: %s", error)
+                self._close()
 
     def close(self) -> None:
         """Ends the file."""
         with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):  # the disk is full; it is closed all the same
             self._file.close()
 
 

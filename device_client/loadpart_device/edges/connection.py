@@ -54,6 +54,7 @@ _OPTIONS = [
 _REQUESTS = 256  # kept without their tensors, one for each plan in use
 _LARGEST_LISTING_BYTES = 16 << 20
 _OLD_CHANNEL_SECONDS = 60.0  # after which no call can be under way on a channel that was replaced
+_LEAST_PROGRESS_BYTES = 16 << 10
 _LEAST_MESSAGE_BYTES = 4 << 10  # a server that claims to take less would take nothing
 
 
@@ -382,11 +383,11 @@ class ModelStream:
         """The pieces, in order.
 
         Args:
-            patience_seconds: How long to wait for each.
+            patience_seconds: How long to wait for 16 KiB: drops of a few bytes would take for ever.
 
         Raises:
             ModelNotFoundError: The server has no such model.
-            UnavailableError: No piece came for so long.
+            UnavailableError: Less than that came in this time.
             OffloadError: The server could not be reached, or sends what is no piece.
         """
         stalled = threading.Event()
@@ -395,15 +396,20 @@ class ModelStream:
             stalled.set()
             self._call.cancel()
 
+        missing, left = _LEAST_PROGRESS_BYTES, patience_seconds
         try:
             while True:
-                timer = threading.Timer(patience_seconds, give_up)
+                timer = threading.Timer(left, give_up)
                 timer.daemon = True
+                started = time.monotonic()
                 timer.start()
                 try:
                     data = next(self._call)
                 finally:
                     timer.cancel()
+                missing, left = missing - len(data), max(left - (time.monotonic() - started), 0.0)
+                if missing <= 0:
+                    missing, left = _LEAST_PROGRESS_BYTES, patience_seconds
                 yield parse(offload_pb2.GetModelResponse, data)
         except StopIteration:
             return
@@ -411,7 +417,7 @@ class ModelStream:
             raise InternalError(f"the server sends what is no piece of a model: {error}") from error
         except grpc.RpcError as error:
             if stalled.is_set():
-                raise UnavailableError(f"no piece of the model came for {patience_seconds:g} s") from None
+                raise UnavailableError(f"hardly anything of the model came for {patience_seconds:g} s") from None
             raise error_of(error) from None
         finally:
             self._call.cancel()
