@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from loadpart_common.errors import ClientClosedError, ModelError
+from loadpart_common.errors import ClientClosedError, ModelError, ModelNotFoundError
 from loadpart_common.formats.registry import FORMATS
 
 if TYPE_CHECKING:
@@ -73,10 +73,13 @@ class SegmentCache:
                 any file.
 
         Raises:
-            ModelError: It is damaged, another one, of another format, or holds what cannot be cut.
+            ModelError: It is gone, damaged, another one, of another format, or holds what cannot be cut.
         """
         with self._lock:
-            file = FORMATS[format_name].open(path)
+            try:
+                file = FORMATS[format_name].open(path)
+            except ModelNotFoundError as error:
+                raise ModelError("the model file has been removed") from error
             model = self._models.get(file.identity)
             if model is not None:
                 file.close()
