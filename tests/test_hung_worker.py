@@ -48,7 +48,7 @@ def workers(server: Daemon) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(store: Path) -> Iterator[tuple[Daemon, psutil.Process]]:
-    """A daemon that nobody uses, and its worker: it is stopped from the first test on, as finding that out takes long."""
+    """A daemon that nobody uses, and its worker: stopped from the start, as finding it takes long."""
     options = ("--store", str(store), "--models", "tiny", "--threads", "1", "--workers", "1")
     with daemon(*options, stderr=subprocess.DEVNULL) as running:
         (worker,) = workers(running)

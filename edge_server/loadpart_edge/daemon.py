@@ -122,11 +122,13 @@ class Daemon:
                 if not service.ready or stop_now.is_set() or scheduler.running:
                     scheduler.kill()
             finally:
+                hurrying = asyncio.create_task(_after(stop_now, scheduler.kill))
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
                 await board.close()
                 await server.stop(0 if stop_now.is_set() else _GRACE_SECONDS)
                 await scheduler.close()
+                hurrying.cancel()
         log.info("stopped")
 
     def _listen_to_signals(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
@@ -226,6 +228,11 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
         return False
     working.result()
     return True
+
+
+async def _after(event: asyncio.Event, function: Callable[[], None]) -> None:
+    await event.wait()
+    function()
 
 
 def _allow_many_connections() -> None:

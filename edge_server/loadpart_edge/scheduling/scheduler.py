@@ -181,7 +181,7 @@ class Scheduler:
             job.fail(InternalError("the server has shut down"))
 
     def kill(self) -> None:
-        """Ends the workers at once, whatever they do."""
+        """Ends the workers at once, whatever they do, also while `close` waits for them."""
         self._supervisor.kill()
 
     def _tail_prepared(self, worker: Worker, preparation: Preparation, answer: Prepared | OffloadError) -> None:

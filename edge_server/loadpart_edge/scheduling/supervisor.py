@@ -46,6 +46,8 @@ class Supervisor:
         self._factory = factory
         self._on_restart = on_restart
         self._is_started = False
+        self._is_ending = False
+        self._workers: set[Worker] = set()  # those that have not ended
         self._tasks: list[asyncio.Task[None]] = []
         self._looking: asyncio.Task[None] | None = None
 
@@ -74,10 +76,10 @@ class Supervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def kill(self) -> None:
-        """Ends the workers at once, whatever they do."""
-        for seat in self._dispatcher.seats:
-            if seat.worker is not None:
-                seat.worker.kill()
+        """Ends the workers at once, whatever they do, also while `close` waits for them; they are not replaced."""
+        self._is_ending = True
+        for worker in self._workers:
+            worker.kill()
 
     async def _keep(self, seat: Seat) -> None:
         failures = 0
@@ -91,6 +93,8 @@ class Supervisor:
                 log.exception("worker %d cannot be started; it is tried again", seat.index)
             else:
                 await self._stay(seat, worker)
+                if self._is_ending:
+                    return
                 if not self._is_started:
                     raise InternalError(f"worker {worker.label} died while it started; its log is above")
                 log.error("worker %s died; a new one is started", worker.label)
@@ -104,6 +108,7 @@ class Supervisor:
 
     async def _stay(self, seat: Seat, worker: Worker) -> None:
         """Has a worker work until it is lost."""
+        self._workers.add(worker)
         try:
             self._dispatcher.fill(seat, worker)
             await worker.lost
@@ -114,6 +119,7 @@ class Supervisor:
                 await asyncio.shield(closing)
             if not closing.done():  # cancelled while it waited: the worker still has to end
                 await closing
+            self._workers.discard(worker)
 
     async def _look_for_hung(self) -> None:
         while True:

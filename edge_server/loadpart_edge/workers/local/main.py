@@ -5,6 +5,7 @@ It is started with a connected socket, and ends when the daemon closes the other
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 SCRATCH_PREFIX = "loadpart-worker-"
 """How the names of the workers' scratch folders start."""
 
+_PR_SET_PDEATHSIG = 1
+
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +36,7 @@ def main() -> None:
     # The daemon decides when to end; a Ctrl-C in a terminal reaches all processes of the group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_daemon()
     with ScratchFolder(SCRATCH_PREFIX) as scratch:
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch.path)
         if unenforced := confine(scratch.path):
@@ -48,6 +52,11 @@ def main() -> None:
             cores=[int(core) for core in cores.split(",")],
         )
         _serve(int(connection_descriptor), runner)
+
+
+def _end_with_daemon() -> None:
+    """Has the kernel end this process when the daemon is killed, also while it hangs and would not notice."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def _serve(descriptor: int, runner: TailRunner) -> None:

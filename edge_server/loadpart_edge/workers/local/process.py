@@ -113,8 +113,7 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Ends the process: asks it to by closing its socket, and kills it when it takes too long."""
-        if not self.lost.done():
-            self._stop_reading()
+        self._stop_reading()
         self._socket.close()
         try:
             async with asyncio.timeout(_END_SECONDS):
@@ -139,7 +138,8 @@ class WorkerProcess:
             data = b""
         if not data:
             self._stop_reading()
-            self.lost.set_result(None)
+            if not self.lost.done():  # cancelled with the task that waits for it, when the daemon ends
+                self.lost.set_result(None)
             return
         on_answer, self._on_answer = self._on_answer, None
         if on_answer is not None:
