@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 import uuid
@@ -55,6 +56,8 @@ _REQUESTS = 256  # kept without their tensors, one for each plan in use
 _LARGEST_LISTING_BYTES = 16 << 20
 _OLD_CHANNEL_SECONDS = 60.0  # after which no call can be under way on a channel that was replaced
 _LEAST_PROGRESS_BYTES = 16 << 10
+_REASON_SECONDS = 0.25
+_RENEWED_LATELY_SECONDS = 5.0  # after which no call that is refused began on the channel before
 _LEAST_MESSAGE_BYTES = 4 << 10  # a server that claims to take less would take nothing
 
 
@@ -223,6 +226,7 @@ class Connection:
         self.doubts = Doubts(str(endpoint))
         self._renewing = threading.Lock()
         self._is_closed = False
+        self._renewed_at = -math.inf
         self._stubs = _Stubs(endpoint, max_message_bytes)
 
     def start(self, tail: Tail, arrays: Sequence[Array], timeout_seconds: float) -> PendingReply:
@@ -292,7 +296,8 @@ class Connection:
             # An attempt that fails quickly is repeated within the time, since a server may be about to start.
             data = self._call("list_models", b"", timeout_seconds, wait_for_ready=True)
         except DeadlineError as error:
-            raise UnavailableError(f"no answer from {self.endpoint} within {timeout_seconds:g} s") from error
+            why = self._why_not_connected()
+            raise UnavailableError(f"no answer from {self.endpoint} within {timeout_seconds:g} s{why}") from error
         if len(data) > _LARGEST_LISTING_BYTES:
             raise InternalError(f"expected a list of models of at most {_LARGEST_LISTING_BYTES} bytes, got {len(data)}")
         response = self._parsed(offload_pb2.ListModelsResponse, data)
@@ -315,18 +320,22 @@ class Connection:
         return stream
 
     def renew(self) -> bool:
-        """Opens a new channel when files of the credentials have changed; gives whether they have.
+        """Opens a new channel when files of the credentials have changed; gives whether a refused call may be repeated.
 
-        Calls that are under way on the old channel are not disturbed.
+        So it may, too, when another thread has opened one lately. Calls that are under way on the old channel are not
+        disturbed.
         """
         with self._renewing:
             old = self._stubs
-            if self._is_closed or self.endpoint.credentials.state() == old.state:
+            if self._is_closed:
                 return False
+            if self.endpoint.credentials.state() == old.state:
+                return time.monotonic() - self._renewed_at < _RENEWED_LATELY_SECONDS
             try:
                 self._stubs = _Stubs(self.endpoint, self._own_max_message_bytes)
             except OffloadError:  # half of the files is written, or one is gone
                 return False
+            self._renewed_at = time.monotonic()
             timer = threading.Timer(_OLD_CHANNEL_SECONDS, old.channel.close)
             timer.daemon = True
             timer.start()
@@ -365,12 +374,37 @@ class Connection:
             raise UnavailableError("the connection was closed")
         return response
 
+    def _why_not_connected(self) -> str:
+        """Why there is no connection, to be added to a message: waiting for one hides it."""
+        try:
+            self._call_once("list_models", b"", _REASON_SECONDS, wait_for_ready=False)
+        except UnavailableError as error:
+            return f": {explain(str(error), uses_tls=self.endpoint.credentials.uses_tls)}"
+        except OffloadError:
+            pass
+        return ""
+
     @staticmethod
     def _parsed(kind: type[Any], data: bytes) -> Any:
         try:
             return parse(kind, data)
         except RequestError as error:
             raise InternalError(f"the server's answer is not one: {error}") from error
+
+
+def explain(message: str, *, uses_tls: bool) -> str:
+    """What gRPC says of a connection that did not come about, and what it means.
+
+    Args:
+        message: What gRPC says.
+        uses_tls: Whether this side encrypts.
+    """
+    if any(word in message for word in ("andshake", "CERTIFICATE", "erification")):
+        return f"the TLS handshake failed; is the server's certificate from 'ca', and for its name? ({message})"
+    if "Socket closed" in message or "reset by peer" in message:
+        ends = "the server ended the TLS handshake; does it expect another certificate of this device?"
+        return f"{ends if uses_tls else 'the server closed the connection; does it expect TLS?'} ({message})"
+    return message
 
 
 class ModelStream:
