@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from loadpart_common.errors import AccessError, OffloadError, UnavailableError
+from loadpart_common.errors import AccessError, AuthenticationError, OffloadError, UnavailableError
 from loadpart_common.wire.error_codes import error_of
 from loadpart_device.edges.backoff import Backoff
 
@@ -94,6 +94,9 @@ class Follower:
                 if self._closing.is_set():
                     return
                 failure = error_of(error) if isinstance(error, grpc.RpcError) else error
+                if isinstance(failure, AuthenticationError) and self._connection.renew():
+                    self._closing.wait(self._refused.fail())  # the credential was exchanged: inferences go on
+                    continue
                 log.info("the server at %s is not there: %s", self._connection.endpoint, failure)
                 self._on_lost()
                 if isinstance(failure, AccessError):
