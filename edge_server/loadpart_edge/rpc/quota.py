@@ -28,7 +28,7 @@ class Quota:
             of_device: The most that one device holds.
         """
         self._what = what
-        self._in_all, self._of_party, self._of_device = in_all, of_party, of_device
+        self._in_all, self._most_of_party, self._of_device = in_all, of_party, of_device
         self._by_party: dict[str, int] = {}
         self._by_device: dict[Owner, int] = {}
         self.taken = 0
@@ -42,7 +42,7 @@ class Quota:
         party, device = self._by_party.get(owner.party, 0), self._by_device.get(owner, 0)
         for held, most, whose in (
             (device, self._of_device, "this device"),
-            (party, self._of_party, "this client"),
+            (party, self._most_of_party, "this client"),
             (self.taken, self._in_all, "all devices together"),
         ):
             if held + amount > most:
@@ -63,6 +63,10 @@ class Quota:
         self._by_party[owner.party] -= amount
         if not self._by_party[owner.party]:
             del self._by_party[owner.party]
+
+    def of_party(self, party: str) -> int:
+        """What one party holds now."""
+        return self._by_party.get(party, 0)
 
     @contextlib.contextmanager
     def held(self, owner: Owner, amount: int = 1) -> Iterator[None]:

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 256 << 10  # gRPC buffers some of them for a device that reads slowly
 _DRAIN_RETRY_SECONDS = 2.0
 
+_STATUS_GAP_SECONDS = 1e-3
+"""Between two statuses to a party, on average: writing one takes some 0.1 ms, which one party must not multiply."""
+
+_LONGEST_STATUS_GAP_SECONDS = 4.0
+
 
 class OffloadService:
     """Answers devices.
@@ -61,17 +66,17 @@ class OffloadService:
         self._board = board
         self._metrics = metrics
         self._noise = os.urandom(LARGEST_PROBE_BYTES)
+        self._streams = Quota("status streams", in_all=8192, of_party=4096, of_device=4)
         self.ready = False
 
     def handler(self, door: Door) -> grpc.GenericRpcHandler:
         """The handler to add to a server, behind a door."""
         calls = Quota("calls", in_all=4096, of_party=3072, of_device=256)
-        streams = Quota("status streams", in_all=8192, of_party=4096, of_device=4)
         probes = Quota("probes", in_all=64, of_party=32, of_device=2)
         downloads = Quota("downloads", in_all=32, of_party=16, of_device=2)
         entries = {
             "Infer": Entry(self.infer, Right.INFER, calls),
-            "WatchStatus": Entry(self.watch_status, Right.WATCH, streams),
+            "WatchStatus": Entry(self.watch_status, Right.WATCH, self._streams),
             "Probe": Entry(self.probe, Right.INFER, probes),
             "ListModels": Entry(self.list_models, Right.WATCH, calls),
             "GetModel": Entry(self.get_model, Right.FETCH, downloads),
@@ -101,11 +106,13 @@ class OffloadService:
         return response.SerializeToString() + served.outcome.tensors
 
     async def watch_status(self, call: Call) -> AsyncIterator[bytes]:
-        """Streams the load."""
+        """Streams the load: to a party with many streams, each of them gets fewer statuses."""
         await call.read()
         call.close()
         async for status in self._board.watch():
             yield status
+            gap = self._streams.of_party(call.owner.party) * _STATUS_GAP_SECONDS
+            await asyncio.sleep(min(gap, _LONGEST_STATUS_GAP_SECONDS))
 
     async def probe(self, call: Call) -> bytes:
         """Echoes at once."""
