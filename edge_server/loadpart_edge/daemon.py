@@ -102,7 +102,7 @@ class Daemon:
         server.add_generic_rpc_handlers((service.handler(door), health.handler(door, is_open=settings.open_health)))
         with self._metrics_server() as metrics_address:
             endpoint = settings.listen.bind(server, settings.tls)
-            self._warn_of_openness(endpoint)
+            self._warn_of_openness(endpoint, metrics_address)
             await server.start()
             board.start()
             watching = asyncio.create_task(self._watch(health, service, scheduler, board))
@@ -158,8 +158,12 @@ class Daemon:
             for model in self._models:
                 health.set(model.name, is_serving and model.name not in changed)
 
-    def _warn_of_openness(self, endpoint: Endpoint) -> None:
+    def _warn_of_openness(self, endpoint: Endpoint, metrics_address: str | None) -> None:
         settings = self._settings
+        if metrics_address and not is_loopback(metrics_address) and settings.metrics_tls is None:
+            log.warning(
+                "metrics at %s are in the clear and for everybody: whoever can reach it reads them", metrics_address
+            )
         if not is_loopback(endpoint.target):
             if settings.tls is None:
                 log.warning("%s is not encrypted: whoever is on the way can read and change what is sent", endpoint)

@@ -56,7 +56,7 @@ def init(
         + ("" if name or renew_server else " Devices on other machines need a --name.")
     )
     if renew_server:
-        typer.echo(f"It is in {target.server_certificate}; start the server again to use it.")
+        typer.echo(f"It is in {target.server_certificate}; a running server shows it from the next connection on.")
         return
     settings = {
         "tls_certificate": target.server_certificate,
