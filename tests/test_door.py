@@ -1,0 +1,264 @@
+"""The door of a real daemon: certificates, tokens, rights, what is told to whom is refused, and quotas."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+import pytest
+from benchmarks.daemon import daemon
+from benchmarks.security import http2
+
+from loadpart.v1 import offload_pb2
+from loadpart_common.errors import AuthenticationError, ModelNotFoundError, PermissionDeniedError, SettingsError
+from loadpart_common.wire.credentials import Credentials
+from loadpart_common.wire.endpoint import Endpoint
+from loadpart_common.wire.limits import DEVICE_KEY
+from loadpart_common.wire.methods import METHODS
+from loadpart_device import OffloadClient
+from loadpart_edge.settings import load_settings
+from tests.support import eventually, run_here
+from tests.toy_networks import NETWORKS, write, write_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from benchmarks.daemon import Daemon
+
+HEALTH = {name: f"/grpc.health.v1.Health/{name}" for name in ("Check", "Watch")}
+PATHS = {name: method.path for name, method in METHODS.items()} | HEALTH
+RIGHT_OF = dict.fromkeys(PATHS, "watch") | {"Infer": "infer", "Probe": "infer", "GetModel": "fetch"}
+REQUESTS = {"GetModel": offload_pb2.GetModelRequest(model="tiny").SerializeToString()}
+IMAGE = np.zeros((1, 32, 32, 3), np.uint8)
+
+
+def run(*arguments: object) -> None:
+    ended = run_here("loadpart-edge", "credentials", *map(str, arguments))
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Credentials of a server and its clients, and of another one."""
+    folder = tmp_path_factory.mktemp("credentials")
+    for each in (folder / "ours", folder / "foreign"):
+        run("init", "--folder", each)
+        run("add", "full", "--folder", each)
+    for right in ("infer", "fetch", "watch"):
+        run("add", right, "--right", right, "--folder", folder / "ours")
+    for name in ("leaving", "rotating"):
+        run("add", name, "--folder", folder / "ours")
+    return folder
+
+
+def tls(folder: Path) -> tuple[str, ...]:
+    return ("--tls-certificate", f"{folder}/ours/server.crt", "--tls-key", f"{folder}/ours/server.key")
+
+
+@pytest.fixture(scope="module")
+def locked(folder: Path, store: Path) -> Iterator[Daemon]:
+    """A daemon that asks for certificates and for tokens."""
+    ours = folder / "ours"
+    mutual = ("--tls-client-ca", str(ours / "ca.crt"), "--clients", str(ours / "clients.toml"))
+    with daemon("--store", str(store), "--threads", "1", *tls(folder), *mutual) as running:
+        yield running
+
+
+def shown(folder: Path, name: str, whose: str = "ours") -> Credentials:
+    device = folder / whose / "devices" / name
+    return Credentials(
+        folder / "ours" / "ca.crt", device / "client.crt", device / "client.key", token_file=device / "token"
+    )
+
+
+@contextlib.contextmanager
+def channel(server: Daemon, credentials: Credentials) -> Iterator[grpc.Channel]:
+    secure = credentials.channel_credentials()
+    assert secure is not None
+    with grpc.secure_channel(server.target, secure) as open_channel:
+        yield open_channel
+
+
+def status(to: grpc.Channel, name: str, credentials: Credentials) -> str:
+    """The status of a call's first response."""
+    call = to.unary_stream(PATHS[name])(REQUESTS.get(name, b""), metadata=credentials.metadata(), timeout=10)
+    try:
+        next(iter(call))
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    finally:
+        call.cancel()
+    return "OK"
+
+
+@pytest.mark.parametrize("name", ["full", "infer", "fetch", "watch"])
+def test_rights_are_respected_on_every_method(locked: Daemon, folder: Path, name: str) -> None:
+    credentials = shown(folder, name)
+    with channel(locked, credentials) as to:
+        found = {method: status(to, method, credentials) for method in PATHS}
+    for method, code in found.items():
+        assert (code != "PERMISSION_DENIED") == (name in {"full", RIGHT_OF[method]}), found
+        assert code != "UNAUTHENTICATED"
+
+
+def test_a_certificate_alone_names_a_client_and_a_wrong_token_beside_it_does_not(locked: Daemon, folder: Path) -> None:
+    alone = replace(shown(folder, "watch"), token_file=None)
+    with channel(locked, alone) as to:
+        assert status(to, "ListModels", alone) == "OK"
+        assert status(to, "Infer", alone) == "PERMISSION_DENIED"
+        assert status(to, "ListModels", replace(alone, token="wrong")) == "UNAUTHENTICATED"
+
+
+def wrong_credentials(folder: Path) -> dict[str, Credentials]:
+    right = shown(folder, "full")
+    return {
+        "the TLS handshake failed; is the server's certificate from": replace(right, ca=folder / "foreign" / "ca.crt"),
+        "Hostname Verification": replace(right, server_name="evil.example.org"),
+        "expect another certificate of this device": Credentials(folder / "ours" / "ca.crt"),
+        "the server ended the TLS handshake": replace(shown(folder, "full", "foreign"), token_file=None),
+        "does it expect TLS": Credentials(),
+    }
+
+
+def test_a_failed_handshake_is_told_to_the_application(locked: Daemon, folder: Path, tmp_path: Path) -> None:
+    def told(credentials: Credentials) -> str:
+        with pytest.raises(ModelNotFoundError) as raised:
+            OffloadClient(Endpoint(locked.target, credentials), "tiny", cache=tmp_path, connect_timeout=0.5)
+        return str(raised.value)
+
+    wrong = wrong_credentials(folder)
+    with ThreadPoolExecutor(len(wrong)) as pool:
+        for expected, message in zip(wrong, pool.map(told, wrong.values()), strict=True):
+            assert expected in message
+
+
+def test_the_sdk_raises_what_a_person_must_mend(locked: Daemon, folder: Path, cache: Path) -> None:
+    foreign = replace(shown(folder, "full"), token_file=folder / "foreign" / "devices" / "full" / "token")
+    with pytest.raises(AuthenticationError, match="the token is not known"):
+        OffloadClient(Endpoint(locked.target, foreign), "tiny", cache=cache)
+    with pytest.raises(PermissionDeniedError, match="client 'fetch' lacks the right 'watch'"):
+        OffloadClient(Endpoint(locked.target, shown(folder, "fetch")), "tiny", cache=cache)
+
+
+def test_whoever_is_revoked_loses_streams_too(locked: Daemon, folder: Path) -> None:
+    credentials = shown(folder, "leaving")
+    with channel(locked, credentials) as to:
+        stream = to.unary_stream(PATHS["WatchStatus"])(b"", metadata=credentials.metadata(), timeout=20)
+        next(stream)
+        run("revoke", "leaving", "--folder", folder / "ours")
+        with pytest.raises(grpc.RpcError) as raised:
+            list(stream)
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert raised.value.details() == "client 'leaving' was revoked"
+
+
+def test_certificate_and_token_change_while_a_device_infers(locked: Daemon, folder: Path, cache: Path) -> None:
+    ours, credentials = folder / "ours", shown(folder, "rotating")
+    done: Counter[str] = Counter()
+    with OffloadClient(
+        Endpoint(locked.target, credentials), "tiny", policy="offload", cache=cache, threads=1, hedge=False
+    ) as client:
+        client.wait_ready()
+        before = credentials.metadata()
+        for command in (("init", "--renew-server"), ("add", "rotating", "--replace")):
+            run(*command, "--folder", ours)
+            for _ in range(20):
+                done[client.infer(IMAGE).plan.location] += 1
+        assert credentials.metadata() != before
+
+        def is_old_one_refused() -> bool:
+            done[client.infer(IMAGE).plan.location] += 1
+            with channel(locked, shown(folder, "full")) as to:
+                call = to.unary_unary(PATHS["ListModels"])
+                try:
+                    call(b"", metadata=before, timeout=5)
+                except grpc.RpcError as error:
+                    return error.code() is grpc.StatusCode.UNAUTHENTICATED
+            return False
+
+        eventually(is_old_one_refused, "refusing the old token", 5)
+        done[client.infer(IMAGE).plan.location] += 1
+    assert set(done) == {"offload"}
+
+
+@pytest.mark.parametrize("field", ["listen", "metrics_listen"])
+def test_nothing_is_open_to_a_network_by_oversight(folder: Path, field: str) -> None:
+    ours = folder / "ours"
+    encrypted = {"tls_certificate": ours / "server.crt", "tls_key": ours / "server.key"}
+    clients, ca = {"clients": ours / "clients.toml"}, {"tls_client_ca": ours / "ca.crt"}
+    here = {"listen": "127.0.0.1:0"}
+    for address in ("0.0.0.0:0", "[::]:0", "edge:50051", "192.0.2.1:1", "127.0.0.1.example.org:1"):
+        opened = here | {field: address}
+        for settings in ({}, encrypted, clients):
+            with pytest.raises(SettingsError, match=f"{field}: {address.replace('[', '.').replace(']', '.')} is open"):
+                load_settings(opened | settings)
+        assert load_settings(opened | encrypted | ca)
+        assert load_settings(opened | {"insecure": True})
+    for address in ("127.0.0.1:0", "[::1]:0", "localhost:0"):
+        assert load_settings(here | {field: address})
+
+
+def test_what_is_open_on_purpose_is_warned_of_and_a_watcher_of_many_is_told_less(store: Path, tmp_path: Path) -> None:
+    arguments = ("--insecure", "--metrics-listen", "0.0.0.0:0", "--status-period-seconds", "0.01", "--threads", "1")
+    with (
+        open(tmp_path / "log", "w+") as log,
+        daemon("--store", str(store), *arguments, address="0.0.0.0", stderr=log.fileno()) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.target.rpartition(':')[2]}") as to,
+    ):
+        watch = to.unary_stream(PATHS["WatchStatus"])
+        streams = [watch(b"", metadata=((DEVICE_KEY, f"device-{number // 4}"),)) for number in range(200)]
+        for stream in streams:
+            next(stream)
+        with pytest.raises(grpc.RpcError) as raised:
+            next(watch(b"", metadata=((DEVICE_KEY, "device-1"),)))
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "expected at most 4 status streams of this device, got 5" in raised.value.details()
+
+        def seconds_until_next() -> float:
+            started = time.monotonic()
+            next(streams[0])
+            return time.monotonic() - started
+
+        eventually(lambda: seconds_until_next() > 0.15, "a status that comes a fifth of a second after the last", 5)
+        for stream in streams:
+            stream.cancel()
+        log.seek(0)
+        text = log.read()
+    assert "is not encrypted" in text
+    assert "asks nobody for a credential" in text
+    assert "are in the clear and for everybody" in text
+
+
+def test_whoever_leaves_in_the_middle_of_a_download_is_no_error(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", ["tiny"])
+    write("large", tmp_path / "store", {**NETWORKS["tiny"], "padding": "x" * (8 << 20)})
+    with (
+        open(tmp_path / "log", "w+") as log,
+        daemon("--store", str(tmp_path / "store"), "--threads", "1", stderr=log.fileno()) as server,
+    ):
+        request = http2.message(offload_pb2.GetModelRequest(model="large").SerializeToString())
+        for number in range(8):
+            with http2.connect(server.target, "127.0.0.1", window=4 << 20) as connection:
+                block = http2.headers(PATHS["GetModel"], "-", f"device-{number}")
+                connection.sendall(
+                    http2.frame(http2.HEADERS, block, 1, http2.END_HEADERS)
+                    + http2.frame(http2.DATA, request, 1, http2.END_STREAM)
+                )
+                connection.recv(1 << 16)
+        with grpc.insecure_channel(server.target) as to:
+            listed = to.unary_unary(PATHS["ListModels"])(b"", timeout=10)
+        assert len(offload_pb2.ListModelsResponse.FromString(listed).models) == 2
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        log.seek(0)
+        text = log.read()
+    assert "Traceback" not in text
+    assert "ERROR" not in text
