@@ -90,7 +90,7 @@ def test_a_file_that_is_gone_is_an_error_when_it_is_waited_for(stored: StoredMod
     local = LocalRuntime(stored, threads=1, memory_limit_bytes=1 << 20)
     stored.path.unlink()
     local.build([local_plan(local.graph)])
-    with pytest.raises(ModelNotFoundError, match="no model file at"):
+    with pytest.raises(ModelError, match="the model file has been removed"):
         local.wait_built()
     local.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from benchmarks.daemon import BIN
 
 from loadpart_device import OffloadClient
 from tests.networks import SERVABLE
-from tests.support import code, inputs_for, run_all, run_program
+from tests.support import RawClient, code, inputs_for, run_all, run_program
 
 if TYPE_CHECKING:
     from benchmarks.daemon import Daemon
@@ -48,6 +49,19 @@ def test_the_workers_are_confined(mindspore_server: Daemon) -> None:
         assert all("\nSeccomp:\t2\n" in (thread / "status").read_text() for thread in threads)
 
 
+def test_a_worker_goes_on_ignoring_signals_after_its_engine_has_run(mindspore_server: Daemon) -> None:
+    with RawClient(mindspore_server.target) as client:
+        client.infer([np.zeros((1, 32, 32, 3), np.uint8)], model="tiny", digest=client.models()["tiny"].digest, cut=0)
+    workers = psutil.Process(mindspore_server.process.pid).children()
+    assert workers
+    for worker in workers:
+        lines = Path(f"/proc/{worker.pid}/status").read_text(encoding="ascii").splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            assert int(status["SigIgn"], 16) >> (number - 1) & 1, f"{number.name} is no longer ignored"
+
+
+@pytest.mark.slow
 def test_an_application_may_import_mindspore_itself(mindspore_server: Daemon, mindspore_cache: Path) -> None:
     """It may do so before or after importing the SDK; two protobuf runtimes in one process would crash it."""
     program = f"""
@@ -63,6 +77,7 @@ def test_an_application_may_import_mindspore_itself(mindspore_server: Daemon, mi
         assert ended.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_program_ends_without_a_sound(mindspore_server: Daemon, mindspore_cache: Path) -> None:
     program = f"""
         import numpy as np

@@ -7,21 +7,20 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import pytest
 
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_device import ClientClosedError, ModelError, OffloadClient, OffloadError
-from tests.support import RawClient, code, eventually, inputs_for, run_all
+from tests.support import code, eventually, inputs_for, run_all
 from tests.toy import ToyEngine
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
+    from pathlib import Path
 
     from benchmarks.daemon import Daemon
 
@@ -73,6 +72,7 @@ BUILD = """
 """
 
 
+@pytest.mark.slow
 def test_a_program_may_end_at_any_time_without_a_sound(mindspore_server: Daemon, mindspore_cache: Path) -> None:
     endings = {
         "client = connect()": (0, ""),
@@ -123,7 +123,7 @@ FORK = """
 """
 
 
-@pytest.mark.parametrize("engine", ["toy", "mindspore"])
+@pytest.mark.parametrize("engine", ["toy", pytest.param("mindspore", marks=pytest.mark.slow)])
 def test_a_client_does_not_survive_a_fork_and_the_parent_goes_on(request: pytest.FixtureRequest, engine: str) -> None:
     names = ("server", "cache") if engine == "toy" else ("mindspore_server", "mindspore_cache")
     ended = run(program(*map(request.getfixturevalue, names), FORK))
@@ -150,6 +150,7 @@ def test_the_child_of_a_process_without_clients_may_make_one(server: Daemon, cac
     assert ended.stdout == "split\n0\nsplit\n", ended.stderr
 
 
+@pytest.mark.slow
 def test_an_application_may_have_used_mindspore_before(mindspore_server: Daemon, mindspore_cache: Path) -> None:
     used_before = """
         import logging
@@ -201,6 +202,7 @@ def test_an_engine_that_cannot_start_tells_everyone(engine: type[BrokenEngine]) 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(f"loadpart-{engine.name}")]
 
 
+@pytest.mark.slow
 def test_signals_are_the_applications(mindspore_server: Daemon, mindspore_cache: Path) -> None:
     interrupted = """
         client = connect()
@@ -237,18 +239,6 @@ def test_signals_are_the_applications(mindspore_server: Daemon, mindspore_cache:
     commands = [program(mindspore_server, mindspore_cache, each, "'local'") for each in expected]
     for ended, (output, returncode) in zip(run_all(*commands), expected.values(), strict=True):
         assert (ended.stdout, ended.stderr, ended.returncode) == (output, "", returncode)
-
-
-def test_a_worker_goes_on_ignoring_signals_after_its_engine_has_run(mindspore_server: Daemon) -> None:
-    with RawClient(mindspore_server.target) as client:
-        client.infer([IMAGE], model="tiny", digest=client.models()["tiny"].digest, cut=0)
-    workers = psutil.Process(mindspore_server.process.pid).children()
-    assert workers
-    for worker in workers:
-        lines = Path(f"/proc/{worker.pid}/status").read_text(encoding="ascii").splitlines()
-        status = dict(line.split(":", 1) for line in lines)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            assert int(status["SigIgn"], 16) >> (number - 1) & 1, f"{number.name} is no longer ignored"
 
 
 @pytest.mark.parametrize(
