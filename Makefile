@@ -77,6 +77,15 @@ test-faults: setup  ## daemons killed and stopped, workers hung, links cut and t
 soak: setup  ## ten minutes of everything that goes right and wrong; MINUTES=600 for a night
 	@$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10)
 
+.PHONY: test-security
+test-security: setup  ## malformed requests, attacks, credentials, what the door costs (ten minutes; QUICK=1: three)
+	@$(BIN)/python -m benchmarks.security $(if $(QUICK),--quick)
+
+.PHONY: fuzz
+fuzz: setup  ## a coverage-guided fuzzer on all that reads strangers' bytes, for MINUTES (10)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --group fuzz
+	@$(BIN)/python -m benchmarks.fuzz $(or $(MINUTES),10)
+
 .PHONY: bench-prediction
 bench-prediction: setup  ## predicted seconds of heads and tails against measured ones, all cuts (20 minutes)
 	@$(BIN)/python -m benchmarks.prediction

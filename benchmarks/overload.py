@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 import statistics
 import sys
 import time
@@ -33,7 +34,7 @@ from loadpart_common.wire.methods import METHODS
 
 MODEL = "squeezenet"
 CLIENTS, IN_FLIGHT, GREEDY = 32, (1, 2, 4, 8), 40
-TIMEOUT_SECONDS = 1.0
+TIMEOUT_SECONDS, WARM_UP_SECONDS = 1.0, 2.0
 LEAST_THROUGHPUT, MOST_REFUSAL_SECONDS, SHARE_TOLERANCE, MOST_GROWTH = 0.95, 0.02, 0.2, 16e6
 _REFUSED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -50,9 +51,14 @@ class Client:
     sent: int = 0
 
 
-async def slot(client: Client, call: object, request: bytes, name: str, end: float) -> None:
-    """Sends one request after another until a moment."""
+async def slot(client: Client, call: object, request: bytes, name: str, times: tuple[float, float]) -> None:
+    """Sends one request after another until the second moment; what is sent before the first one does not count."""
+    begin, end = times
+    counted, client = client, Client()
+    await asyncio.sleep(random.uniform(0.0, WARM_UP_SECONDS / 2))  # all at once would be another load
     while time.monotonic() < end:
+        if time.monotonic() >= begin:
+            client = counted
         started, pause = time.perf_counter(), 0.0
         client.sent += 1
         try:
@@ -75,11 +81,12 @@ async def offer(target: str, request: bytes, in_flight: list[int], seconds: floa
     options = [*channel_options(64 << 20), ("grpc.use_local_subchannel_pool", 1)]  # a connection for each client
     channels = [grpc.aio.insecure_channel(target, options=options) for _ in in_flight]
     clients = [Client() for _ in in_flight]
-    end = time.monotonic() + seconds
+    begin = time.monotonic() + WARM_UP_SECONDS
+    times = (begin, begin + seconds)
     try:
         await asyncio.gather(
             *(
-                slot(client, channel.unary_unary(METHODS["Infer"].path), request, f"client-{number}", end)
+                slot(client, channel.unary_unary(METHODS["Infer"].path), request, f"client-{number}", times)
                 for number, (client, channel, slots) in enumerate(zip(clients, channels, in_flight, strict=True))
                 for _ in range(slots)
             )

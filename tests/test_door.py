@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -15,23 +18,40 @@ import numpy as np
 import pytest
 from benchmarks.daemon import daemon
 from benchmarks.security import http2
+from grpc._cython import cygrpc
 
 from loadpart.v1 import offload_pb2
-from loadpart_common.errors import AuthenticationError, ModelNotFoundError, PermissionDeniedError, SettingsError
+from loadpart_common.errors import (
+    AuthenticationError,
+    ModelNotFoundError,
+    PermissionDeniedError,
+    SettingsError,
+    UnavailableError,
+)
 from loadpart_common.wire.credentials import Credentials
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_common.wire.limits import DEVICE_KEY
 from loadpart_common.wire.methods import METHODS
 from loadpart_device import OffloadClient
+from loadpart_device.edges.availability import Availability
+from loadpart_device.edges.connection import Connection
+from loadpart_device.edges.follower import Follower
+from loadpart_edge.access.client import Right
+from loadpart_edge.access.guard import Guard
+from loadpart_edge.metrics import Metrics
+from loadpart_edge.rpc.door import Door, Entry
+from loadpart_edge.rpc.quota import Quota
 from loadpart_edge.settings import load_settings
 from tests.support import eventually, run_here
 from tests.toy_networks import NETWORKS, write, write_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from benchmarks.daemon import Daemon
+
+    from loadpart_edge.rpc.call import Call
 
 HEALTH = {name: f"/grpc.health.v1.Health/{name}" for name in ("Check", "Watch")}
 PATHS = {name: method.path for name, method in METHODS.items()} | HEALTH
@@ -189,6 +209,50 @@ def test_certificate_and_token_change_while_a_device_infers(locked: Daemon, fold
     assert set(done) == {"offload"}
 
 
+def test_a_refused_call_may_be_repeated_once_a_channel_with_the_new_credential_is_there(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    with contextlib.closing(Connection(Endpoint("127.0.0.1:1", Credentials(token_file=token)), 1 << 20)) as connection:
+        assert not connection.renew()
+        token.write_text("second")
+        assert connection.renew()
+        assert connection.renew()  # as another thread asks, whose call was refused with the first token
+
+
+def test_an_exchanged_credential_does_not_make_a_follower_call_its_server_lost() -> None:
+    availability, lost, again = Availability(), threading.Event(), threading.Event()
+
+    class Server:
+        endpoint = "a test"
+
+        def renew(self) -> bool:
+            return True
+
+        def list_models(self, _: float) -> dict[str, offload_pb2.ModelInfo]:
+            return {}
+
+        def watch_status(self) -> object:
+            if again.is_set():
+                raise UnavailableError("gone")
+            again.set()
+            raise AuthenticationError("the token is not known")
+
+    follower = Follower(
+        Server(),  # type: ignore[arg-type]
+        availability,
+        on_status=lambda _: None,
+        on_models=lambda _: None,
+        on_lost=lost.set,
+    )
+    follower.start()
+    assert lost.wait(5)
+    follower.close()
+    follower.join()
+    assert availability.why_not is not None
+    assert "gone" in availability.why_not  # and not the token
+    assert availability.refusal is None
+
+
 @pytest.mark.parametrize("field", ["listen", "metrics_listen"])
 def test_nothing_is_open_to_a_network_by_oversight(folder: Path, field: str) -> None:
     ours = folder / "ours"
@@ -235,6 +299,35 @@ def test_what_is_open_on_purpose_is_warned_of_and_a_watcher_of_many_is_told_less
     assert "is not encrypted" in text
     assert "asks nobody for a credential" in text
     assert "are in the clear and for everybody" in text
+
+
+def test_what_cannot_be_written_to_somebody_who_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    class Leaving:
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        def time_remaining(self) -> None:
+            return None
+
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:1"
+
+        def done(self) -> bool:
+            return False  # gRPC hears of it a moment later
+
+        async def write(self, _: bytes) -> None:
+            raise cygrpc.ExecuteBatchError("Failed")
+
+    async def answers(_: Call) -> AsyncIterator[bytes]:
+        yield b"answer"
+
+    quota = Quota("calls", in_all=1, of_party=1, of_device=1)
+    door = Door(Guard(None, asks_for_certificates=False), Metrics(), memory_bytes=1 << 20)
+    handler = door.handler("service", {"Method": Entry(answers, Right.WATCH, quota)}, frozenset({"Method"}))
+    details = SimpleNamespace(method="/service/Method", invocation_metadata=())
+    asyncio.run(handler.service(details).stream_stream(None, Leaving()))  # type: ignore[arg-type, union-attr]
+    assert not caplog.records
+    assert quota.taken == 0
 
 
 def test_whoever_leaves_in_the_middle_of_a_download_is_no_error(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ one), whatever happens to server and link.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import signal
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.daemon import BIN, conditions, export_missing
 from benchmarks.faults.device import Device
-from benchmarks.faults.server import Server, wait_until
+from benchmarks.faults.server import Server, kept
 from benchmarks.testbed import SERVER_ADDRESS, link, slow_device
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device import OffloadClient
@@ -34,10 +35,12 @@ from loadpart_device import OffloadClient
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.testbed import Link
+    from benchmarks.testbed import Link, SlowDevice
 
 MODEL = "squeezenet"
-DEVICE_SHARE = 0.25
+PORT = 50551
+TARGET = f"{SERVER_ADDRESS}:{PORT}"
+DEVICE_SHARE = 0.4
 MEGABITS, THIN_MEGABITS = 64.0, 1.0
 RATE = 4.0
 FAULT_SECONDS = 5.0
@@ -60,8 +63,8 @@ class Row(NamedTuple):
 class Bench:
     """Server, link and device, and the rows so far."""
 
-    def __init__(self, server: Server, made: Link, device: Device, *, quick: bool) -> None:
-        self.server, self.link, self.device, self.quick = server, made, device, quick
+    def __init__(self, server: Server, made: Link, slow: SlowDevice | None, device: Device, *, quick: bool) -> None:
+        self.server, self.link, self.slow, self.device, self.quick = server, made, slow, device, quick
         self.rows: list[Row] = []
 
     def row(self, name: str, figures: str, *, passed: bool) -> None:
@@ -71,7 +74,7 @@ class Bench:
     def settle(self) -> None:
         """Waits until the device offloads steadily."""
         self.device.answers = []
-        wait_until(lambda: self.device.infer().location != "local", 30)
+        self.device.wait_remote(30)
         for _ in range(30):
             self.device.infer()
 
@@ -94,6 +97,19 @@ class Bench:
         self.row(name, figures, passed=passed and not wrong and not late)
         for answer in [*wrong, *late][:5]:
             console.print(f"      {answer.seconds * 1e3:.0f} ms, {answer.location}: {answer.reason}")
+
+
+def alone(bench: Bench) -> None:
+    """The device without a server, at the same rate: what its own processor does to the longest answers."""
+    device = bench.device
+    device.client.policy = "local"
+    device.running(10.0 if bench.quick else 30.0, RATE, [])
+    device.client.policy = "load-aware"
+    seconds = sorted(answer.seconds for answer in device.answers)
+    figures = (
+        f"{len(seconds)} answers, median {seconds[len(seconds) // 2] * 1e3:.0f} ms, longest {seconds[-1] * 1e3:.0f}"
+    )
+    bench.row("the floor: the device alone", f"{figures}, {len(device.late())} beyond the bound", passed=True)
 
 
 def steady(bench: Bench) -> None:
@@ -148,8 +164,7 @@ def during(bench: Bench, name: str, begin: Callable[[], object], end: Callable[[
 
 
 def daemon_stopped(bench: Bench) -> None:
-    process = bench.server.process
-    during(bench, f"daemon stopped for {FAULT_SECONDS:g} s", process.suspend, process.resume)
+    during(bench, f"daemon stopped for {FAULT_SECONDS:g} s", bench.server.suspend, bench.server.resume)
 
 
 def link_cut(bench: Bench) -> None:
@@ -169,9 +184,9 @@ def worker_hung(bench: Bench) -> None:
     found: list[float | None] = []
 
     def hang() -> None:
-        server.worker.suspend()
-        took = wait_until(lambda: server.metric("loadpart_edge_worker_restarts_total") > restarts, 30)
-        full = wait_until(lambda: server.metric("loadpart_edge_tails_to_build") == 0, 60)
+        server.suspend_worker()
+        took = server.wait_for("loadpart_edge_worker_restarts_total", restarts + 1, math.inf, 30)
+        full = server.wait_for("loadpart_edge_tails_to_build", 0, 0, 60)
         found.extend((took, full))
 
     (back,) = device.running(30.0, RATE, [(4.0, hang)])
@@ -187,26 +202,25 @@ def many_devices(bench: Bench) -> None:
     """Four devices infer while the worker is killed, and while it hangs."""
     server = bench.server
     clients = [
-        OffloadClient(Endpoint(server.target), MODEL, threads=1, cache=bench.device.cache, policy="offload")
-        for _ in range(4)
+        OffloadClient(Endpoint(TARGET), MODEL, threads=1, cache=bench.device.cache, policy="offload") for _ in range(4)
     ]
     devices = [Device(client, bench.device.image, bench.device.cache) for client in clients]
     try:
-        for name, fault in (("killed", psutil.Process.kill), ("hung", psutil.Process.suspend)):
+        for name, fault in (("killed", server.kill_worker), ("hung", server.suspend_worker)):
             for device in devices:
-                wait_until(lambda device=device: device.infer().location != "local", 30)  # type: ignore[misc]
+                device.wait_remote(30)
                 device.answers = []
             threads = [threading.Thread(target=device.run, args=(12.0, RATE)) for device in devices]
             for thread in threads:
                 thread.start()
             time.sleep(2)
             restarts = server.metric("loadpart_edge_worker_restarts_total")
-            fault(server.worker)
+            fault()
             began = time.monotonic()
-            wait_until(lambda: server.metric("loadpart_edge_worker_restarts_total") > restarts, 30)  # noqa: B023
-            wait_until(lambda: server.metric("loadpart_edge_workers") > 0, 30)
+            server.wait_for("loadpart_edge_worker_restarts_total", restarts + 1, math.inf, 30)
+            server.wait_for("loadpart_edge_workers", 1, 1, 30)
             there = time.monotonic() - began
-            built = wait_until(lambda: server.metric("loadpart_edge_tails_to_build") == 0, 60)
+            built = server.wait_for("loadpart_edge_tails_to_build", 0, 0, 60)
             for thread in threads:
                 thread.join()
             answers = [answer for device in devices for answer in device.answers]
@@ -250,8 +264,8 @@ def interrupted_starts(bench: Bench) -> None:
                 [str(BIN / "loadpart-edge"), "serve", "--listen", "127.0.0.1:0", "--models", MODEL],
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
             )  # fmt: skip
-            if bench.server.slow is not None:
-                bench.server.slow.release(process.pid)
+            if bench.slow is not None:
+                bench.slow.release(process.pid)
             time.sleep(rng.uniform(0.0, 6.0))
             children = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGINT if number % 2 else signal.SIGTERM)
@@ -270,7 +284,7 @@ def interrupted_starts(bench: Bench) -> None:
 SCENARIOS = {
     each.__name__: each
     for each in (
-        steady, daemon_stopped, worker_hung, link_cut, link_thinned, killed, many_devices, terminated,
+        alone, steady, daemon_stopped, worker_hung, link_cut, link_thinned, killed, many_devices, terminated,
         interrupted_starts,
     )
 }  # fmt: skip
@@ -288,26 +302,22 @@ def main() -> None:
     console.print(conditions())
     with link() as made, tempfile.TemporaryDirectory() as cache:
         made.shape(MEGABITS)
-        server = Server(
-            SERVER_ADDRESS, 50551, ["--models", MODEL, "--threads", "1", "--workers", "1"], made.command(), cores[-1]
-        )
         made.enter_device()
-        os.sched_setaffinity(0, {cores[0]})
-        try:
+        wrapper = made.command()
+        arguments = ["--models", MODEL, "--threads", "1", "--workers", "1"]
+        with kept(SERVER_ADDRESS, PORT, arguments, wrapper, cores[-1]) as server:
+            os.sched_setaffinity(0, {cores[0]})
             server.start()
             with (
                 slow_device(DEVICE_SHARE) as slow,
-                OffloadClient(Endpoint(server.target), MODEL, threads=1, cache=cache) as client,
+                OffloadClient(Endpoint(TARGET), MODEL, threads=1, cache=cache) as client,
             ):
-                server.slow = slow
                 client.wait_ready()
                 device = Device(client, image, cache)
-                bench = Bench(server, made, device, quick=options.quick)
+                bench = Bench(server, made, slow, device, quick=options.quick)
                 console.print(f"{MODEL}, the device alone: {device.alone_seconds * 1e3:.0f} ms")
                 for name in chosen:
                     SCENARIOS[name](bench)
-        finally:
-            server.close()
     table = Table("", "scenario", "figures", box=None)
     for row in bench.rows:
         table.add_row("PASS" if row.passed else "FAIL", row.name, row.figures)

@@ -92,6 +92,12 @@ class Device:
         self.answers.append(answer)
         return answer
 
+    def wait_remote(self, seconds: float) -> None:
+        """Infers until a server takes part, or for so many seconds."""
+        end = time.monotonic() + seconds
+        while self.infer().location in {"local", "error"} and time.monotonic() < end:
+            pass
+
     def run(self, seconds: float, rate: float) -> None:
         """Infers at a rate for some seconds."""
         end = time.monotonic() + seconds

@@ -1,62 +1,45 @@
-"""A daemon that the benchmark kills, stops and starts again on the same port."""
+"""A daemon that the benchmark kills, stops and starts again on the same port.
+
+It is kept by a process of its own: what starting and watching it costs must not come out of the slow device's time.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import time
 import urllib.request
-from typing import TYPE_CHECKING
+from multiprocessing.managers import BaseManager
+from typing import TYPE_CHECKING, Any
 
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.daemon import BIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from benchmarks.testbed import SlowDevice
-
-_READY_SECONDS = 120.0
+_LOOK_SECONDS = 0.05
 
 
 class Server:
-    """A daemon on a fixed port.
-
-    Attributes:
-        target: Where it listens.
-        slow: The group of the slow device, which new processes have to be moved out of.
-    """
+    """A daemon on a fixed port."""
 
     def __init__(self, address: str, port: int, arguments: Sequence[str], wrapper: Sequence[str], core: int) -> None:
-        self.target = f"{address}:{port}"
-        self.slow: SlowDevice | None = None
         self._metrics = f"{address}:{port + 1}"
-        listen = ["--listen", self.target, "--metrics-listen", self._metrics, "--insecure"]
+        listen = ["--listen", f"{address}:{port}", "--metrics-listen", self._metrics, "--insecure"]
         self._command = [*wrapper, str(BIN / "loadpart-edge"), "serve", *listen, *arguments]
         self._core = core
         self._process: subprocess.Popen[str] | None = None
-
-    @property
-    def process(self) -> psutil.Process:
-        """The daemon's main process."""
-        assert self._process is not None
-        return psutil.Process(self._process.pid)
-
-    @property
-    def worker(self) -> psutil.Process:
-        """Its first worker process."""
-        return next(each for each in self.process.children() if "loadpart_edge.workers" in " ".join(each.cmdline()))
 
     def start(self) -> float:
         """Starts it and waits until it is ready; gives the seconds that this took."""
         started = time.monotonic()
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        if self.slow is not None:
-            self.slow.release(self._process.pid)
         os.sched_setaffinity(self._process.pid, {self._core})
         assert self._process.stdout is not None
         if "ready" not in self._process.stdout.readline():
@@ -71,36 +54,82 @@ class Server:
         if self._process.stdout is not None:
             self._process.stdout.close()
 
-    def stop(self, seconds: float = 60.0) -> int:
+    def stop(self) -> int:
         """Ends it with SIGTERM; gives the exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(seconds)
+        code = self._process.wait(60)
         if self._process.stdout is not None:
             self._process.stdout.close()
         return code
+
+    def suspend(self) -> None:
+        """Stops its main process."""
+        self._main().suspend()
+
+    def resume(self) -> None:
+        """Lets its main process go on."""
+        self._main().resume()
+
+    def kill_worker(self) -> None:
+        """Ends its worker with SIGKILL."""
+        self._worker().kill()
+
+    def suspend_worker(self) -> None:
+        """Stops its worker, which never goes on."""
+        self._worker().suspend()
 
     def close(self) -> None:
         """Ends it, whatever it does."""
         if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(psutil.Error):
-                for process in [*self.process.children(), self.process]:
+                for process in [*self._main().children(), self._main()]:
                     process.resume()
             self.kill()
 
     def metric(self, name: str) -> float:
-        """The value of a metric of the daemon's, the sum of its labels."""
+        """The value of a metric of the daemon's without labels."""
         with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=5) as response:
-            families = text_string_to_metric_families(response.read().decode())
-        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+            found = re.search(rf"^{name} (\S+)$", response.read().decode(), re.MULTILINE)
+        return float(found[1]) if found else float("nan")
+
+    def wait_for(self, name: str, least: float, most: float, seconds: float) -> float | None:
+        """Waits until a metric is within bounds; gives the seconds that this took, None when it was not in time."""
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
+            with contextlib.suppress(OSError):
+                if least <= self.metric(name) <= most:
+                    return time.monotonic() - started
+            time.sleep(_LOOK_SECONDS)
+        return None
+
+    def _main(self) -> psutil.Process:
+        assert self._process is not None
+        return psutil.Process(self._process.pid)
+
+    def _worker(self) -> psutil.Process:
+        return next(each for each in self._main().children() if "loadpart_edge.workers" in " ".join(each.cmdline()))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> float | None:
-    """Waits until a condition holds; gives the seconds that this took, None when it did not hold in time."""
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        with contextlib.suppress(OSError):
-            if condition():
-                return time.monotonic() - started
-        time.sleep(0.02)
-    return None
+class _Keeper(BaseManager):
+    """The process that keeps the server."""
+
+
+_Keeper.register("Server", Server)
+
+
+@contextlib.contextmanager
+def kept(*arguments: Any) -> Any:
+    """A `Server` in a process of its own, for the block.
+
+    Args:
+        arguments: As for `Server`.
+    """
+    keeper = _Keeper(ctx=multiprocessing.get_context("spawn"))
+    keeper.start()
+    server = keeper.Server(*arguments)  # type: ignore[attr-defined]
+    try:
+        yield server
+    finally:
+        server.close()
+        keeper.shutdown()

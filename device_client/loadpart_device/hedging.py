@@ -13,13 +13,21 @@ if TYPE_CHECKING:
 LATE_FACTOR, LATE_SECONDS = 1.3, 0.05
 """An answer is to come within 1.3 times the seconds of the device alone, plus 50 ms."""
 
+_SPARE_SHARE, _SPARE_SECONDS = 0.05, 0.01
+"""Of that, what is left for a tail that runs slower than usual."""
+
 _SHARE = 0.01
 """Of the device's time that may go into tails whose outputs are not needed."""
 
-_CREDIT_SECONDS = 2.0
-_PATIENT = 4.0
+_CREDIT_SECONDS = 10.0  # for faults, in which tails are begun one after another
+_PATIENT = 2.0
 _SOONEST_SHARE, _SOONEST_SECONDS = 1.1, 0.005
 _DEADLINE_SHARE, _DEADLINE_SECONDS = 1.15, 0.003
+
+
+def slack_seconds(alone: float) -> float:
+    """How much later than the device alone, which takes so many seconds, an answer may be."""
+    return (LATE_FACTOR - 1) * alone + LATE_SECONDS
 
 
 class Hedging:
@@ -66,7 +74,7 @@ class Hedging:
         """
         after = math.inf
         if self.is_on:
-            in_time = LATE_FACTOR * alone + LATE_SECONDS - tail
+            in_time = (LATE_FACTOR - _SPARE_SHARE) * alone + LATE_SECONDS - _SPARE_SECONDS - tail
             if predicted is None:
                 after = in_time
             elif self._clock() < self._paid_until:

@@ -21,6 +21,7 @@ from loadpart_common.graph import Value
 from loadpart_common.tensors import check_arrays
 from loadpart_device.deciding.state import Choice, Chosen
 from loadpart_device.edges.connection import Tail
+from loadpart_device.hedging import slack_seconds
 from loadpart_device.result import Location, Plan, Result, Timings
 
 if TYPE_CHECKING:
@@ -238,13 +239,17 @@ class InferenceRunner:
     def _patience(self, edge: Edge, choice: Choice, inference: _Inference) -> float:
         """Seconds from its start after which the device begins to finish an inference itself."""
         plan = choice.chosen.plan
-        seconds, scale = self._local.head_seconds, inference.batch * self._local.slow_down
-        alone = float(seconds[-1]) * scale
+        alone = self._alone_seconds(inference.batch)
         resumes = self._local.can_resume(plan, inference.batch)
-        tail = float(seconds[-1] - seconds[plan.cut]) * scale if resumes else alone
+        seconds = self._local.head_seconds
+        tail = alone * float(1 - seconds[plan.cut] / seconds[-1]) if resumes else alone
         return self._hedging.wait_seconds(
             choice.predicted_seconds, edge.lateness.margin_seconds, alone, tail, inference.deadline_seconds
         )
+
+    def _alone_seconds(self, batch: int) -> float:
+        """What the device takes for the whole network now."""
+        return float(self._local.head_seconds[-1]) * batch * self._local.slow_down
 
     def _served(
         self, edge: Edge, choice: Choice, inference: _Inference, reply: TailReply, *, hedged: bool = False
@@ -253,7 +258,9 @@ class InferenceRunner:
         outputs = self._graph.tail(choice.chosen.plan.cut).outputs
         inference.values.update(zip(outputs, reply.outputs, strict=True))
         if choice.predicted_seconds is not None:
-            edge.lateness.record(choice.predicted_seconds, inference.elapsed)
+            # What is later than this came of a fault: the margin is about the days between faults.
+            most = choice.predicted_seconds + slack_seconds(self._alone_seconds(inference.batch))
+            edge.lateness.record(choice.predicted_seconds, min(inference.elapsed, most))
         edge.reply_received(reply)
         return _Finished(choice, reply, hedged)
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from loadpart_edge.scheduling.queue import JobQueue
 
 _NO_WORKER_RETRY_SECONDS = 0.5
-_SURE = 0.9
+_SURE = 0.75
 """Share of the time until a deadline that a job may be predicted to need, since others may come before it."""
 
-_LEAD_SHARE, _MOST_LEAD = 0.2, 2.0
+_LEAD_SHARE, _MOST_LEAD = 0.3, 2.0
 """That share is less by so much for each job by which a device is ahead of the others, who then find room."""
 
 _MOST_OWNERS = 4096

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 2
 """Workers that may die or hang over one job; after that it is the job that kills them."""
 
-_HOPE = 0.8
+_HOPE = 0.95
 """A job is dropped when its deadline leaves less than this share of the time that its tail is predicted to take."""
 
 # How long a worker may take before it counts as hung: many times what was predicted, and a time in which a machine that
