@@ -174,7 +174,8 @@ def test_what_cannot_be_done_in_time_is_refused_at_once_and_says_when_to_come_ba
         await turns()
         with pytest.raises(OverloadedError, match="no time") as refused:
             await scheduler.run(job(4), lambda _: 0.5, GREEDY, now + 1.0)
-        assert refused.value.retry_after_seconds == pytest.approx(1.1, abs=0.3)
+        assert refused.value.retry_after_seconds is not None
+        assert 1.0 < refused.value.retry_after_seconds < 2.0
         with pytest.raises(OverloadedError, match="no time"):
             scheduler.check_owner(GREEDY, now + 1.0)
         scheduler.check_owner(MODEST, now + 1.0)

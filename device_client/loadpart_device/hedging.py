@@ -22,7 +22,7 @@ _SHARE = 0.01
 _CREDIT_SECONDS = 10.0  # for faults, in which tails are begun one after another
 _PATIENT = 2.0
 _SOONEST_SHARE, _SOONEST_SECONDS = 1.1, 0.005
-_DEADLINE_SHARE, _DEADLINE_SECONDS = 1.15, 0.003
+_DEADLINE_SPARE, _TAIL_SPARE, _SPARE_LEAST_SECONDS = 0.05, 0.15, 0.003  # of a deadline, of a tail, and in any case
 
 
 def slack_seconds(alone: float) -> float:
@@ -83,7 +83,8 @@ class Hedging:
                 soonest = _SOONEST_SHARE * predicted + _SOONEST_SECONDS
                 after = min(predicted + margin(predicted), max(in_time, soonest))
         if deadline is not None:
-            after = min(after, deadline - tail * _DEADLINE_SHARE - _DEADLINE_SECONDS)
+            spare = deadline * _DEADLINE_SPARE + tail * _TAIL_SPARE + _SPARE_LEAST_SECONDS
+            after = min(after, deadline - tail - spare)
         return after
 
     def wasted(self, seconds: float) -> None:

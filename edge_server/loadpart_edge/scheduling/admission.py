@@ -85,7 +85,7 @@ class Admission:
         now = time.perf_counter()
         return sum(
             max(0.0, job.predicted_seconds * self._hosts[job.host].slow_down.value - (now - job.started_at))
-            for job in self._dispatcher.running
+            for job in tuple(self._dispatcher.running)  # metrics are read on another thread
         )
 
     def _remember(self, job: QueuedJob) -> None:

@@ -41,7 +41,7 @@ class ActiveDevices:
         limit = self._clock() - _ACTIVE_SECONDS
         while self._seen_at and next(iter(self._seen_at.values())) < limit:
             self._forget_first()
-        return sum(min(number, MOST_OF_A_PARTY) for number in self._of_party.values())
+        return sum([min(number, MOST_OF_A_PARTY) for number in list(self._of_party.values())])
 
     def _forget_first(self) -> None:
         owner, _ = self._seen_at.popitem(last=False)

@@ -71,7 +71,7 @@ class JobQueue:
     @property
     def predicted_seconds(self) -> float:
         """Idle seconds of all jobs that wait."""
-        return sum(party.seconds for party in self._parties.values())
+        return sum([party.seconds for party in list(self._parties.values())])
 
     @property
     def is_full(self) -> bool:
@@ -101,8 +101,9 @@ class JobQueue:
         """Idle seconds of the jobs that are served before one of a device with none waiting, of the mean length."""
         if not self._length:
             return 0.0
-        own = self.predicted_seconds / self._length
-        return sum(min(lane.seconds, own) for party in self._parties.values() for lane in party.lanes.values())
+        own = self.predicted_seconds / max(self._length, 1)
+        parties = list(self._parties.values())  # metrics are read on another thread, while devices come and go
+        return sum([min(lane.seconds, own) for party in parties for lane in list(party.lanes.values())])
 
     def lead_seconds(self, owner: Owner) -> float:
         """Idle seconds by which a device has been given more than the device of its party that is served now."""
