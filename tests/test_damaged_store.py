@@ -18,6 +18,7 @@ from benchmarks.daemon import daemon
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loadpart_common.errors import ModelError, OffloadError, RequestError
+from loadpart_common.files import open_regular
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.store.model_store import MANIFEST, ModelStore
 from loadpart_device import OffloadClient
@@ -66,11 +67,6 @@ def with_model(make: Callable[[Path], object]) -> Callable[[Path], None]:
     return damage
 
 
-def sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate((16 << 30) + 1)
-
-
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "manifest-that-is-none": with_manifest(lambda path: path.write_bytes(b"\xff{")),
     "manifest-deep": with_manifest(lambda path: path.write_bytes(b"[" * 1_000_000)),
@@ -85,10 +81,9 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "model-without-a-graph": with_model(lambda path: path.write_text("{}")),
     "model-folder": with_model(Path.mkdir),
     "model-pipe": with_model(os.mkfifo),
-    "model-device": with_model(lambda path: path.symlink_to("/dev/zero")),
+    "model-device": with_model(lambda path: path.symlink_to("/dev/null")),
     "model-link": with_model(lambda path: path.symlink_to(path.parent.parent / "tiny" / "tiny.toy")),
     "model-link-to-nothing": with_model(lambda path: path.symlink_to(path.parent / "nothing")),
-    "model-beyond-all-bounds": with_model(sparse),
     FORGED: with_model(lambda path: path.write_bytes(b"")),
 }
 
@@ -137,6 +132,15 @@ def test_a_damaged_model_that_is_asked_for_by_name_ends_the_start(damaged: Path,
     assert ended.stderr.startswith("loadpart-edge: ")
     assert ended.stderr.count("\n") == 1
     assert "\x1b" not in ended.stderr
+
+
+def test_a_file_beyond_all_bounds_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    with open_regular(path, 5) as file:
+        assert file.read() == b"12345"
+    with pytest.raises(OSError, match="at most 4 bytes"):
+        open_regular(path, 4)
 
 
 def test_names_in_a_store_are_listed_safely(damaged: Path) -> None:

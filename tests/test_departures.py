@@ -19,6 +19,7 @@ from loadpart_common.wire.framing import tensor_pieces, with_tensors
 from loadpart_common.wire.limits import DEVICE_KEY
 from loadpart_common.wire.methods import METHODS
 from tests.support import RAW, RawClient, eventually, metric
+from tests.toy_networks import NETWORKS, write, write_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,10 +33,12 @@ MANY = 12
 
 
 @pytest.fixture(scope="module")
-def own(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Path]]:
-    """A daemon with metrics, and its log."""
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Path]]:
+    """A daemon with metrics, a file that takes a while to send, and hasty statuses; and its log."""
+    store = write_store(tmp_path_factory.mktemp("store"), ["tiny"])
+    write("large", store, NETWORKS["two"] | {"padding": "x" * (16 << 20)})
     log = tmp_path_factory.mktemp("log") / "log"
-    options = ("--store", str(store), "--models", "tiny", "--threads", "1", "--workers", "1")
+    options = ("--store", str(store), "--status-period-seconds", "0.001", "--threads", "1", "--workers", "1")
     with (
         log.open("w") as file,
         daemon(*options, "--metrics-listen", "127.0.0.1:0", "--log-level", "debug", stderr=file.fileno()) as running,
@@ -75,7 +78,7 @@ CALLS: dict[str, Callable[[RawClient], Any]] = {
     ),
     "a list": lambda client: call(client, "ListModels")(b""),
     "a download": lambda client: call(client, "GetModel", "unary_stream")(
-        offload_pb2.GetModelRequest(model="tiny").SerializeToString()
+        offload_pb2.GetModelRequest(model="large").SerializeToString()
     ),
     "a check": lambda client: call(client, "Check")(b""),
     "a watch": lambda client: call(client, "Watch", "unary_stream")(b""),
