@@ -14,8 +14,10 @@ from loadpart_common.graph import Value
 from loadpart_common.planning.plan import PlanKey, local_plan, plan_at
 from loadpart_common.store.model_store import ModelStore, StoredModel
 from loadpart_common.wire.endpoint import Endpoint
+from loadpart_device.edges.link_estimator import LinkEstimator
 from loadpart_device.edges.offer import Offer
 from loadpart_device.edges.probe_budget import SHARE, ProbeBudget
+from loadpart_device.edges.prober import Prober
 from loadpart_device.local import LocalRuntime
 from loadpart_device.model_cache import ModelCache
 from tests.support import Clock, inputs_for
@@ -196,3 +198,24 @@ def test_all_probes_are_paid_from_one_budget() -> None:
     assert budget.pay(0.0) == pytest.approx(0)
     clock.now += 1000
     assert budget.pay(0.08) == pytest.approx(0.08 / SHARE - 60), "at most a minute of unused budget is saved"
+
+
+def test_a_thin_link_is_not_taken_up_by_a_probe_that_follows_a_burst() -> None:
+    """What goes through at once after a pause looks like a link a hundred times as quick."""
+    clock, sent = Clock(), []
+
+    class Bursting:
+        def probe(self, payload: bytes, _: float, response_bytes: int = 0) -> float:
+            sent.append(len(payload))
+            return 0.001 + max(len(payload) + response_bytes - (32 << 10), 0) * 8e-6
+
+    link = LinkEstimator(clock)
+    link.record(0, 0, 0.001)
+    link.record_pair((1 << 16, 0.53), (1 << 16, 0.53))
+    clock.now += 1000
+    prober = Prober(Bursting(), link, ProbeBudget(clock), lambda: True)  # type: ignore[arg-type]
+    prober.start()
+    prober.connected()
+    assert prober.wait_measured(5)
+    prober.close()
+    assert max(sent) <= 1 << 16

@@ -56,6 +56,18 @@ def test_what_is_wasted_is_bounded() -> None:
     assert hedging.wait_seconds(0.05, margin, alone=1.0, tail=1.0, deadline=None) == usual
 
 
+def test_the_more_was_wasted_the_less_time_is_spared() -> None:
+    clock = Clock()
+    hedging = Hedging(clock=clock)
+    begins = []
+    for _ in range(4):
+        begins.append(hedging.wait_seconds(0.05, lambda _: 1.0, alone=0.1, tail=0.1, deadline=None))
+        hedging.wasted(0.2)
+    assert begins == sorted(begins)
+    assert begins[0] == pytest.approx(0.08 - 0.015)
+    assert begins[-1] == pytest.approx(0.08)
+
+
 def test_the_margin_is_beyond_the_errors_that_came() -> None:
     lateness = Lateness()
     assert lateness.margin_seconds(0.1) == pytest.approx(0.05)

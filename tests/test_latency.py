@@ -120,6 +120,17 @@ def test_observations_correct_slowly_and_outliers_do_not_jerk() -> None:
     assert anchors.get(KEY) == pytest.approx(1.2, rel=0.03)
 
 
+def test_an_anchor_that_was_measured_on_a_busy_machine_comes_down() -> None:
+    anchors = Anchors()
+    anchors.measure(KEY, 2.0)
+    for _ in range(10):
+        anchors.observe(KEY, 1.0)
+    assert anchors.get(KEY) == pytest.approx(1.0, rel=0.3)
+    for _ in range(50):
+        anchors.observe(KEY, 1.0)
+    assert anchors.get(KEY) == pytest.approx(1.0, rel=0.03)
+
+
 CALIBRATE = """
 import sys
 from pathlib import Path

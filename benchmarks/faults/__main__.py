@@ -72,7 +72,8 @@ class Bench:
         console.print(f"{'PASS' if passed else 'FAIL'}  {name}: {figures}")
 
     def settle(self) -> None:
-        """Waits until the device offloads steadily."""
+        """Measures what the device takes alone, and waits until it offloads steadily."""
+        self.device.measure_alone(anew=True)
         self.device.answers = []
         self.device.wait_remote(30)
         for _ in range(30):
@@ -80,6 +81,7 @@ class Bench:
 
     def tell(self, name: str, extra: str = "", *, passed: bool = True) -> None:
         """Adds a row about the answers of a scenario."""
+        self.device.measure_alone()
         answers, late = self.device.answers, self.device.late()
         wrong = [a for a in answers if not a.is_right]
         longest = max(a.seconds for a in answers)
@@ -305,7 +307,7 @@ def main() -> None:
         made.enter_device()
         wrapper = made.command()
         arguments = ["--models", MODEL, "--threads", "1", "--workers", "1"]
-        with kept(SERVER_ADDRESS, PORT, arguments, wrapper, cores[-1]) as server:
+        with kept(made, SERVER_ADDRESS, PORT, arguments, wrapper, cores[-1]) as (server, shaped):
             os.sched_setaffinity(0, {cores[0]})
             server.start()
             with (
@@ -314,7 +316,7 @@ def main() -> None:
             ):
                 client.wait_ready()
                 device = Device(client, image, cache)
-                bench = Bench(server, made, slow, device, quick=options.quick)
+                bench = Bench(server, shaped, slow, device, quick=options.quick)
                 console.print(f"{MODEL}, the device alone: {device.alone_seconds * 1e3:.0f} ms")
                 for name in chosen:
                     SCENARIOS[name](bench)

@@ -54,7 +54,6 @@ class Device:
     """A device, and its answers.
 
     Attributes:
-        alone_seconds: What it takes by itself: the median of some runs.
         answers: What came of each inference.
         image: What it infers.
         cache: Its folder of fetched models.
@@ -62,12 +61,28 @@ class Device:
 
     def __init__(self, client: OffloadClient, image: Array, cache: str) -> None:
         self.client, self.image, self.cache = client, image, cache
-        policy, client.policy = client.policy, "local"
-        runs = [client.infer(image) for _ in range(_LOCAL_RUNS)]
-        self._expected = runs[0].outputs
-        self.alone_seconds = statistics.median(run.timings.total for run in runs)
-        client.policy = policy
+        self._alone: list[float] = []
+        self._expected = self.measure_alone()
         self.answers: list[Answer] = []
+
+    def measure_alone(self, *, anew: bool = False) -> tuple[Array, ...]:
+        """Has the device compute alone some times, before and after a scenario, since its speed varies by the minute.
+
+        Args:
+            anew: Whether to forget earlier measurements.
+        """
+        policy, self.client.policy = self.client.policy, "local"
+        runs = [self.client.infer(self.image) for _ in range(_LOCAL_RUNS)]
+        self.client.policy = policy
+        if anew:
+            self._alone.clear()
+        self._alone += [run.timings.total for run in runs]
+        return runs[0].outputs
+
+    @property
+    def alone_seconds(self) -> float:
+        """What it takes by itself: the median."""
+        return statistics.median(self._alone)
 
     @property
     def bound_seconds(self) -> float:

@@ -1,6 +1,6 @@
-"""A daemon that the benchmark kills, stops and starts again on the same port.
+"""A daemon that the benchmark kills, stops and starts again on the same port, and the link to it.
 
-It is kept by a process of its own: what starting and watching it costs must not come out of the slow device's time.
+Both are kept by a process of its own: what commands and watching cost must not come out of the slow device's time.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ import psutil
 from benchmarks.daemon import BIN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from benchmarks.testbed import Link
 
 _LOOK_SECONDS = 0.05
 
 
 class Server:
-    """A daemon on a fixed port."""
+    """A daemon on a fixed port, and on the same core as the process that keeps it."""
 
     def __init__(self, address: str, port: int, arguments: Sequence[str], wrapper: Sequence[str], core: int) -> None:
         self._metrics = f"{address}:{port + 1}"
         listen = ["--listen", f"{address}:{port}", "--metrics-listen", self._metrics, "--insecure"]
         self._command = [*wrapper, str(BIN / "loadpart-edge"), "serve", *listen, *arguments]
-        self._core = core
+        os.sched_setaffinity(0, {core})
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> float:
         """Starts it and waits until it is ready; gives the seconds that this took."""
         started = time.monotonic()
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        os.sched_setaffinity(self._process.pid, {self._core})
         assert self._process.stdout is not None
         if "ready" not in self._process.stdout.readline():
             raise RuntimeError(f"the daemon did not start; exit code {self._process.wait()}")
@@ -112,24 +113,30 @@ class Server:
 
 
 class _Keeper(BaseManager):
-    """The process that keeps the server."""
+    """The process that keeps server and link."""
+
+
+def _same(link: Link) -> Link:
+    return link
 
 
 _Keeper.register("Server", Server)
+_Keeper.register("Link", _same)
 
 
 @contextlib.contextmanager
-def kept(*arguments: Any) -> Any:
-    """A `Server` in a process of its own, for the block.
+def kept(link: Link, *arguments: Any) -> Iterator[Any]:
+    """A `Server` and the link to it in a process of their own, for the block.
 
     Args:
+        link: The link.
         arguments: As for `Server`.
     """
     keeper = _Keeper(ctx=multiprocessing.get_context("spawn"))
     keeper.start()
     server = keeper.Server(*arguments)  # type: ignore[attr-defined]
     try:
-        yield server
+        yield server, keeper.Link(link)  # type: ignore[attr-defined]
     finally:
         server.close()
         keeper.shutdown()

@@ -20,6 +20,9 @@ _SHARE = 0.01
 """Of the device's time that may go into tails whose outputs are not needed."""
 
 _CREDIT_SECONDS = 10.0  # for faults, in which tails are begun one after another
+_SPARING_SECONDS = 0.5
+"""When so much was wasted and is not made up for yet, nothing is spared any more."""
+
 _PATIENT = 2.0
 _SOONEST_SHARE, _SOONEST_SECONDS = 1.1, 0.005
 _DEADLINE_SPARE, _TAIL_SPARE, _SPARE_LEAST_SECONDS = 0.05, 0.15, 0.003  # of a deadline, of a tail, and in any case
@@ -35,7 +38,8 @@ class Hedging:
 
     The device begins its tail once the answer is later than predicted by the margin of error of the predictions, or
     sooner where that would be too late for the answer to come within `LATE_FACTOR` times the device alone plus
-    `LATE_SECONDS`. A tail that was not needed is a waste; when more than 1 % of the time was wasted, it is begun later.
+    `LATE_SECONDS`, with some time to spare. A tail that was not needed is a waste: the more was wasted lately, the less
+    time is spared, and when far more than 1 % of the time was, tails are begun only where a prediction was far off.
 
     Attributes:
         is_on: Whether to hedge at all.
@@ -52,7 +56,7 @@ class Hedging:
         self.is_on = is_on
         self._clock = clock
         self._lock = threading.Lock()
-        self._paid_until = clock() - _CREDIT_SECONDS / _SHARE
+        self._paid_at = clock()
         self.wasted_seconds = 0.0
 
     def wait_seconds(
@@ -74,10 +78,12 @@ class Hedging:
         """
         after = math.inf
         if self.is_on:
-            in_time = (LATE_FACTOR - _SPARE_SHARE) * alone + LATE_SECONDS - _SPARE_SECONDS - tail
+            owed = self._owed_seconds()
+            spare = (_SPARE_SHARE * alone + _SPARE_SECONDS) * max(1 - owed / _SPARING_SECONDS, 0.0)
+            in_time = alone + slack_seconds(alone) - tail - spare
             if predicted is None:
                 after = in_time
-            elif self._clock() < self._paid_until:
+            elif owed > _CREDIT_SECONDS:
                 after = predicted + _PATIENT * margin(predicted)
             else:
                 soonest = _SOONEST_SHARE * predicted + _SOONEST_SECONDS
@@ -91,5 +97,8 @@ class Hedging:
         """Takes in that a tail of so many seconds was not needed."""
         with self._lock:
             self.wasted_seconds += seconds
-            least = self._clock() - _CREDIT_SECONDS / _SHARE
-            self._paid_until = max(self._paid_until, least) + seconds / _SHARE
+            self._paid_at = max(self._paid_at, self._clock()) + seconds / _SHARE
+
+    def _owed_seconds(self) -> float:
+        """Seconds that were wasted and are not yet made up for."""
+        return max(self._paid_at - self._clock(), 0.0) * _SHARE

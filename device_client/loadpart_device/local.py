@@ -222,9 +222,12 @@ class LocalRuntime:
 
     def _finish(self, cache: SegmentCache, plan: PlanKey, values: Values, batch: int) -> Values:
         tail = self.graph.tail(plan.cut)
-        if cache.is_compiled(self._loaded(cache), tail, batch):
-            return self._run(cache, tail, values, batch)[0]
-        return self._run(cache, self.graph.head(self.graph.layer_count), values, batch)[0]
+        if not cache.is_compiled(self._loaded(cache), tail, batch):
+            return self._run(cache, self.graph.head(self.graph.layer_count), values, batch)[0]
+        outputs, seconds = self._run(cache, tail, values, batch)
+        with self._lock:
+            self._slow_down.record(float(self._head_seconds[-1] - self._head_seconds[plan.cut]) * batch, seconds)
+        return outputs
 
 
 def _closed() -> ClientClosedError:

@@ -24,7 +24,8 @@ class Anchors:
     A run under way is never quicker than an idle one except for noise, and slower by any amount when the machine is
     loaded. So each anchor follows a low quantile of what is observed, by small steps up and ten times larger ones down
     (stochastic approximation, Robbins and Monro 1951): an outlier moves it no more than any other run. It stays within
-    a quarter of what was measured, and slower runs are ignored, so that a lasting load is not taken for the machine.
+    a quarter of what was measured, and slower runs are ignored, so that a lasting load is not taken for the machine. A
+    run that is quicker by more than that proves that the machine was not idle when it was measured.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,8 @@ class Anchors:
         anchor = self._seconds.get(key)
         if anchor is None:
             return False
+        if 0 < seconds < self._measured[key] / _FARTHEST:
+            self._measured[key] = math.sqrt(self._measured[key] * seconds)  # halfway, since one clock may err
         low, high = self._measured[key] / _FARTHEST, self._measured[key] * _FARTHEST
         if seconds > high:
             return False

@@ -33,7 +33,7 @@ _SURE_SECONDS = 0.1
 _QUIET_SECONDS = 0.02  # before a small request: without it, one finds warmer caches than an inference's ever does
 _TIMES_A_DOWNLINK = 6  # after which the downlink is probed too: answers are small
 _BUSY_SECONDS = 0.05
-_ALERT_PERIOD_SECONDS, _ALERT_SECONDS = 1.0, 15.0
+_ALERT_PERIOD_SECONDS, _ALERT_DOUBT_SECONDS, _ALERT_SECONDS = 1.0, 0.1, 15.0
 """After an answer that was late, the link is looked at once a second for a while: what came suddenly may go so."""
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Prober:
                     wait = self._budget.pay(self._measure())
                     pause = period if is_alert else min(max(pause, wait), _LONGEST_PAUSE_SECONDS)
                     if self._link.deviation and pause < _LONGEST_PAUSE_SECONDS:
-                        pause = _DOUBT_SECONDS
+                        pause = _ALERT_DOUBT_SECONDS if is_alert else _DOUBT_SECONDS
                     if self._link.reading is not None:  # it may have been forgotten meanwhile
                         self._measured.set()
                 except (OffloadError, ValueError) as error:  # ValueError: the channel is closed
@@ -143,29 +143,31 @@ class Prober:
         sent = _PROBE_BYTES
         if is_thin := before is not None and before.seconds_per_byte > _THIN_SECONDS_PER_BYTE:
             sent = int(before.free_bytes + max(_CHECK_BYTES, _CHECK_SECONDS / before.seconds_per_byte))
+        largest = _PROBE_BYTES if is_thin else _LARGEST_PROBE_BYTES
         first = (sent, self._probe_up(sent))
         if not is_thin or self._link.deviation or not self._link.check(*first):
-            sent += self._follow_up(first, self._probe_up, down=False)
+            sent += self._follow_up(first, self._probe_up, largest, down=False)
             # A link never looks faster than it is; one that looks slower may only be in use.
             if self._link.deviation < 0:
-                sent += self._follow_up(first, self._probe_up, down=False)
+                sent += self._follow_up(first, self._probe_up, largest, down=False)
         reading = self._link.reading
         taken = sent * reading.seconds_per_byte if reading else time.monotonic() - started
         if self._measured_times % _TIMES_A_DOWNLINK == 0:
-            self._follow_up((_PROBE_BYTES, self._probe_down(_PROBE_BYTES)), self._probe_down, down=True)
+            self._follow_up((_PROBE_BYTES, self._probe_down(_PROBE_BYTES)), self._probe_down, largest, down=True)
         self._measured_times += 1
         return taken
 
-    def _follow_up(self, first: tuple[int, float], probe: Callable[[int], float], *, down: bool) -> int:
+    def _follow_up(self, first: tuple[int, float], probe: Callable[[int], float], largest: int, *, down: bool) -> int:
         """Probes right after another probe, a second time where the link is quick; gives the bytes that it took.
 
         Args:
             first: That probe, bytes and seconds: it has emptied the bucket.
             probe: Carries so many bytes; gives the seconds.
+            largest: Bytes that a probe may carry: the first one may have gone through at once on a link that is thin.
             down: Whether the downlink is probed.
         """
         scale = max(_PROBE_SECONDS / max(first[1], _LEAST_PROBE_SECONDS), 1.0)
-        size = sent = int(min(first[0] * scale, _LARGEST_PROBE_BYTES))
+        size = sent = int(min(first[0] * scale, largest))
         seconds = probe(size)
         # In a short time a delay of some milliseconds would matter. Delays only ever add: the shorter time is right.
         if seconds < _SURE_SECONDS:
