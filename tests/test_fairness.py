@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,63 @@ def test_a_full_queue_makes_room_for_a_device_with_fewer_jobs() -> None:
 
 
 # Deadlines.
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"), st.floats(0.01, 1), st.one_of(st.just(math.inf), st.floats(0.01, 5)),
+            st.floats(0, 0.5),
+        ),
+        max_size=40,
+    )
+)  # fmt: skip
+def test_what_was_taken_is_done_in_time_whoever_comes_later(arrivals: list[tuple[str, float, float, float]]) -> None:
+    """A worker whose jobs take what was predicted, and jobs that come while it works, at most 0.5 s apart."""
+
+    async def test() -> None:
+        queue, now, free_at = JobQueue(1000), 0.0, 0.0
+
+        def serve(until: float) -> None:
+            nonlocal free_at
+            while queue and free_at <= until:
+                following = next(queue.next_jobs())
+                taken = queue.pressing(free_at + following.predicted_seconds, 1.0) or following
+                queue.take(taken)
+                free_at += taken.predicted_seconds
+                assert free_at <= taken.due + 1e-9
+
+        for device, seconds, due, pause in arrivals:
+            now += pause
+            serve(now)
+            free_at = max(free_at, now)
+            each = queued(Owner("here", device), seconds=seconds)
+            each.due = now + due
+            if math.isinf(due) or queue.first_late(free_at, seconds, each.due, 1.0) <= 0:
+                queue.append(each)
+        serve(math.inf)
+        assert not queue
+
+    run(test())
+
+
+def test_a_device_with_a_deadline_waits_for_its_turn_as_long_as_it_can() -> None:
+    async def test() -> None:
+        queue = JobQueue(100)
+        for number in range(3):
+            queue.append(queued(MODEST, number, seconds=0.1))
+        urgent = queued(GREEDY, 9, seconds=0.1)
+        urgent.due = 0.35
+        queue.append(urgent)
+        assert queue.pressing(0.2, 1.0) is None
+        assert queue.pressing(0.3, 1.0) is urgent
+        assert queue.lead_seconds(GREEDY) == pytest.approx(0.1)
+        assert queue.lead_seconds(Owner("here", "new")) == 0
+        queue.take(urgent)
+        assert queue.due_seconds() == 0
+        assert numbers(queue) == [0, 1, 2]
+
+    run(test())
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once_and_says_when_to_come_back() -> None:
@@ -391,9 +449,9 @@ def test_refused_requests_come_back_spread_over_time_and_the_same_number_for_eve
     greedy = [pacing.retry_seconds(GREEDY, 0.1, 0.03) for _ in range(10)]
     assert greedy == sorted(greedy)
     assert greedy[0] == pytest.approx(0.1)
-    assert greedy[9] == pytest.approx(0.1 + 9 * 0.03 / 3)
+    assert greedy[9] == pytest.approx(0.1 + 9 * 0.03 / 1.2)
     assert pacing.retry_seconds(MODEST, 0.1, 0.03) == pytest.approx(0.1), "it does not wait for the other's requests"
-    assert pacing.retry_seconds(GREEDY, 0.1, 0.03) == pytest.approx(greedy[9] + 2 * 0.03 / 3), "two share the server"
+    assert pacing.retry_seconds(GREEDY, 0.1, 0.03) == pytest.approx(greedy[9] + 2 * 0.03 / 1.2), "two share the server"
     assert pacing.retry_seconds(GREEDY, 100.0, 0.03) == 10.0
     clock.now += 100
     assert pacing.retry_seconds(GREEDY, 0.0, 0.03) == pytest.approx(0.05)

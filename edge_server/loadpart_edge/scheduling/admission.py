@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import OverloadedError, UnavailableError
+from loadpart_edge.scheduling.job import due_at
 from loadpart_edge.scheduling.pacing import Pacing
 
 if TYPE_CHECKING:
@@ -18,13 +19,11 @@ if TYPE_CHECKING:
     from loadpart_edge.scheduling.queue import JobQueue
 
 _NO_WORKER_RETRY_SECONDS = 0.5
-_SURE = 0.75
-"""Share of the time until a deadline that a job may be predicted to need, since others may come before it."""
-
 _LEAD_SHARE, _MOST_LEAD = 0.3, 2.0
-"""That share is less by so much for each job by which a device is ahead of the others, who then find room."""
+"""A device that is ahead of the others by so many jobs leaves so much of the time to them, who then find room."""
 
 _MOST_OWNERS = 4096
+_LEAST_SECONDS = 1e-6
 
 
 class Admission:
@@ -95,15 +94,29 @@ class Admission:
             self._usual.popitem(last=False)
 
     def _check_time(self, owner: Owner, seconds: float, slow_down: float, deadline: float) -> None:
+        """Refuses what would be late, or make late what was taken before.
+
+        Raises:
+            OverloadedError: It is so.
+        """
         if math.isinf(deadline):
             return
-        wait, expected = self.wait_seconds(owner, seconds), seconds * slow_down
-        left = max(deadline - time.perf_counter(), 0.0)
-        lead = min(self._queue.lead_seconds(owner) / max(seconds, 1e-6), _MOST_LEAD)
-        late = wait + expected - left * (_SURE - _LEAD_SHARE * lead)
-        if late > 0 and (wait or expected > left):
+        now = time.perf_counter()
+        due, expected, wait = due_at(now, deadline), seconds * slow_down, self.wait_seconds(owner, seconds)
+        if not wait and expected <= deadline - now:
+            return
+        pace = slow_down / self._dispatcher.capacity
+        begin = now + self.running_seconds() / self._dispatcher.capacity
+        lead = min(self._queue.lead_seconds(owner) / max(seconds, _LEAST_SECONDS), _MOST_LEAD)
+        late = max(
+            now + wait + expected - due,
+            self._queue.first_late(begin, seconds, due, pace),
+            begin + self._queue.due_seconds() * pace + expected - (due - lead * _LEAD_SHARE * (deadline - now)),
+        )
+        if late > 0:
             raise OverloadedError(
-                f"no time: the job would wait {wait:.3f} s, run {expected:.3f} s, and has a deadline in {left:.3f} s",
+                f"no time: the job would wait {wait:.3f} s, run {expected:.3f} s, and has a deadline in "
+                f"{max(deadline - now, 0.0):.3f} s",
                 self._retry_seconds(owner, late, expected),
             )
 

@@ -197,7 +197,7 @@ class Dispatcher:
         """The next job for a seat that can still be done in time; those that cannot are dropped."""
         if not self._queue:
             return None
-        while (job := self._queue.pop(partial(self._runs, seat))) is not None:
+        while (job := self._take_job(partial(self._runs, seat))) is not None:
             left = job.deadline - time.perf_counter()
             if job.outcome.done():
                 continue
@@ -206,6 +206,17 @@ class Dispatcher:
             job.fail(DeadlineError(f"expected time for the tail, but the deadline is {max(left, 0.0):.3f} s away"))
             self.on_dropped()
         return None
+
+    def _take_job(self, runs: Callable[[QueuedJob], bool]) -> QueuedJob | None:
+        pace = self._hosts.slow_down / self.capacity
+        following = next(self._queue.next_jobs(), None)
+        if following is None:
+            return None
+        pressing = self._queue.pressing(time.perf_counter() + following.predicted_seconds * pace, pace)
+        if pressing is None or not runs(pressing):
+            return self._queue.pop(runs)
+        self._queue.take(pressing)
+        return pressing
 
     def _runs(self, seat: Seat, job: QueuedJob) -> bool:
         """Whether a job may run on a seat: its tail is built there, or no other worker will ever have it."""

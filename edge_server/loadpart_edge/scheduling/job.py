@@ -27,6 +27,14 @@ class Owner(NamedTuple):
 
 NOBODY = Owner("")
 
+_DUE_SHARE = 0.9
+"""Of the time until a deadline, in which a job is to be done: predictions err, and the answer takes its way."""
+
+
+def due_at(now: float, deadline: float) -> float:
+    """When a job is to be done that comes now; infinite without a deadline."""
+    return now + (deadline - now) * _DUE_SHARE
+
 
 class Tail(NamedTuple):
     """What a worker must have built to run a job.
@@ -68,13 +76,14 @@ class QueuedJob:
         predicted_seconds: Idle seconds of the tail there, for the whole batch.
         queued_at: When it arrived, on the clock `time.perf_counter`.
         deadline: Until when its outcome is of use, on that clock.
+        due: When it is to be done, to be there before that.
         started_at: When a worker took it; 0 while it waits.
         attempts: Workers that have taken it.
         is_waiting: Whether it is in the queue.
     """
 
     __slots__ = (
-        "attempts", "deadline", "host", "is_waiting", "job", "outcome", "owner", "predict", "predicted_seconds",
+        "attempts", "deadline", "due", "host", "is_waiting", "job", "outcome", "owner", "predict", "predicted_seconds",
         "queued_at", "started_at", "tail",
     )  # fmt: skip
 
@@ -104,6 +113,7 @@ class QueuedJob:
         self.predicted_seconds = predict(host)
         self.queued_at = time.perf_counter()
         self.deadline = deadline
+        self.due = due_at(self.queued_at, deadline)
         self.started_at = 0.0
         self.attempts = 0
         self.is_waiting = False

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from loadpart_edge.scheduling.job import Owner
 
 _LEAST_SECONDS, _MOST_SECONDS = 0.05, 10.0
-_TIMES_CAPACITY = 3.0
-"""How many times as many requests come back as can be served: enough that no capacity is left, few enough to refuse."""
+_TIMES_CAPACITY = 1.2
+"""How many times as many requests come back as can be served: enough that the queue never empties, few to refuse."""
 
 _RECENT_SECONDS = 5.0
 _MOST_OWNERS = 1024

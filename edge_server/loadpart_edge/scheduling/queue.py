@@ -1,7 +1,9 @@
-"""The jobs that wait for a worker: first in, first out for each device, and shared out fairly between devices."""
+"""The jobs that wait for a worker: shared out fairly between devices, as long as deadlines leave the choice."""
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
@@ -41,7 +43,7 @@ class _Party(_Share):
 
     Attributes:
         jobs: How many wait.
-        clock: Virtual time of the lane that was served last.
+        clock: Virtual time: the least of the lanes that wait, never going back.
     """
 
     def __init__(self) -> None:
@@ -55,7 +57,8 @@ class JobQueue:
     """A bounded queue that serves parties in turn by what they were given, and within a party its devices.
 
     Whoever sends much waits for its own jobs, not the others for them: a device with one job is served before the
-    second one of a device with a hundred.
+    second one of a device with a hundred. Jobs with deadlines are served in order of these instead (earliest deadline
+    first, Liu and Layland 1973) as soon as one of them would come too late otherwise: what was taken is done in time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -64,6 +67,7 @@ class JobQueue:
         self._length = 0
         self._clock = 0.0
         self._parties: dict[str, _Party] = {}
+        self._by_due: list[QueuedJob] = []  # those with a deadline
 
     def __len__(self) -> int:
         return self._length
@@ -106,10 +110,57 @@ class JobQueue:
         return sum([min(lane.seconds, own) for party in parties for lane in list(party.lanes.values())])
 
     def lead_seconds(self, owner: Owner) -> float:
-        """Idle seconds by which a device has been given more than the device of its party that is served now."""
+        """Idle seconds by which a device is ahead of those beside it: what it was given and what it has waiting.
+
+        Between parties and between the devices of its party, whichever is more; nothing where nobody else waits.
+        """
         party = self._parties.get(owner.party)
-        lane = party.lanes.get(owner.device) if party else None
-        return max(lane.used - party.clock, 0.0) if party and lane else 0.0
+        if party is None:
+            return 0.0
+        lane = party.lanes.get(owner.device)
+        leads = [0.0]
+        if party.jobs < self._length:
+            leads.append(max(party.used - self._clock, 0.0) + party.seconds)
+        if lane is not None and len(lane.jobs) < party.jobs:
+            leads.append(max(lane.used - party.clock, 0.0) + lane.seconds)
+        return max(leads)
+
+    def due_seconds(self, due: float = math.inf) -> float:
+        """Idle seconds of the jobs with a deadline that are to be done before a moment."""
+        return sum([job.predicted_seconds for job in self._by_due if job.due <= due])
+
+    def first_late(self, begin: float, seconds: float, due: float, pace: float) -> float:
+        """By how many seconds jobs would be late, at most, in order of their deadlines, with one more among them.
+
+        Args:
+            begin: When the first of them would be started.
+            seconds: Idle seconds of the one more.
+            due: When it is to be done.
+            pace: Seconds that an idle second takes now.
+        """
+        end, late = begin + seconds * pace, -math.inf
+        is_in = False
+        for job in self._by_due:
+            if not is_in and job.due > due:
+                is_in, late = True, max(late, end - due)
+            end += job.predicted_seconds * pace
+            if is_in:
+                late = max(late, end - job.due)
+        return late if is_in else max(late, end - due)
+
+    def pressing(self, begin: float, pace: float) -> QueuedJob | None:
+        """The job with the earliest deadline, if one of those with deadlines would be late unless it is run now.
+
+        Args:
+            begin: When it would be started if another one were run first.
+            pace: Seconds that an idle second takes now.
+        """
+        end = begin
+        for job in self._by_due:
+            end += job.predicted_seconds * pace
+            if end > job.due:
+                return self._by_due[0]
+        return None
 
     def append(self, job: QueuedJob) -> None:
         """Adds a job as the last one of its device."""
@@ -127,23 +178,27 @@ class JobQueue:
         Args:
             runs: Whether a job can be run by whoever asks; devices whose first job cannot are passed over.
         """
-        for party, lane in self._in_turn():
-            job = lane.jobs[0]
-            if runs(job):
-                lane.jobs.popleft()
-                self._clock, party.clock = party.used, lane.used
-                party.used += job.predicted_seconds
-                lane.used += job.predicted_seconds
-                self._drop(job)
-                return job
-        return None
+        job = next((lane.jobs[0] for _, lane in self._in_turn() if runs(lane.jobs[0])), None)
+        if job is not None:
+            self.take(job)
+        return job
+
+    def take(self, job: QueuedJob) -> None:
+        """Takes out a job to be run: its device is given its seconds."""
+        party = self._parties[job.owner.party]
+        lane = party.lanes[job.owner.device]
+        self._clock = max(self._clock, min(each.used for each in self._parties.values() if each.jobs))
+        party.clock = max(party.clock, min(each.used for each in party.lanes.values() if each.jobs))
+        party.used += job.predicted_seconds
+        lane.used += job.predicted_seconds
+        self.remove(job)
 
     def next_jobs(self) -> Iterator[QueuedJob]:
         """The first job of each device, the one that is next first."""
         return (lane.jobs[0] for _, lane in self._in_turn())
 
     def remove(self, job: QueuedJob) -> None:
-        """Takes out a job that nobody waits for any more."""
+        """Takes out a job, which is not run."""
         self._parties[job.owner.party].lanes[job.owner.device].jobs.remove(job)
         self._drop(job)
 
@@ -195,6 +250,8 @@ class JobQueue:
             lane.used = max(lane.used, party.clock)
             if not party.jobs:
                 party.used = max(party.used, self._clock)
+        if job.due < math.inf:
+            bisect.insort(self._by_due, job, key=_due)
         job.is_waiting = True
         self._length += 1
         party.jobs += 1
@@ -205,6 +262,8 @@ class JobQueue:
         """Accounts for a job that was taken out."""
         party = self._parties[job.owner.party]
         lane = party.lanes[job.owner.device]
+        if job.due < math.inf:
+            self._by_due.remove(job)
         job.is_waiting = False
         self._length -= 1
         party.jobs -= 1
@@ -223,6 +282,10 @@ def _by_use(shares: list[_Any]) -> list[_Any]:
     if len(shares) > 1:
         shares.sort(key=lambda share: share.used)
     return shares
+
+
+def _due(job: QueuedJob) -> float:
+    return job.due
 
 
 def _forget_idle(shares: dict[str, _Any]) -> None:
