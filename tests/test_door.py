@@ -275,10 +275,15 @@ def test_what_is_open_on_purpose_is_warned_of_and_a_watcher_of_many_is_told_less
     with (
         open(tmp_path / "log", "w+") as log,
         daemon("--store", str(store), *arguments, address="0.0.0.0", stderr=log.fileno()) as server,
-        grpc.insecure_channel(f"127.0.0.1:{server.target.rpartition(':')[2]}") as to,
+        contextlib.ExitStack() as channels,
     ):
-        watch = to.unary_stream(PATHS["WatchStatus"])
-        streams = [watch(b"", metadata=((DEVICE_KEY, f"device-{number // 4}"),)) for number in range(200)]
+        target, own = f"127.0.0.1:{server.target.rpartition(':')[2]}", [("grpc.use_local_subchannel_pool", 1)]
+        streams = []
+        for number in range(200):
+            if number % 25 == 0:
+                to = channels.enter_context(grpc.insecure_channel(target, options=own))
+                watch = to.unary_stream(PATHS["WatchStatus"])
+            streams.append(watch(b"", metadata=((DEVICE_KEY, f"device-{number // 4}"),)))
         for stream in streams:
             next(stream)
         with pytest.raises(grpc.RpcError) as raised:
@@ -299,6 +304,25 @@ def test_what_is_open_on_purpose_is_warned_of_and_a_watcher_of_many_is_told_less
     assert "is not encrypted" in text
     assert "asks nobody for a credential" in text
     assert "are in the clear and for everybody" in text
+
+
+def test_a_connection_carries_a_bounded_number_of_calls_and_others_are_served_beside_it(store: Path) -> None:
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        daemon("--store", str(store), "--threads", "1") as server,
+        grpc.insecure_channel(server.target, options=own) as full,
+        grpc.insecure_channel(server.target, options=own) as other,
+    ):
+        watch = full.unary_stream(PATHS["WatchStatus"])
+        streams = [watch(b"", metadata=((DEVICE_KEY, f"device-{number}"),)) for number in range(32)]
+        for stream in streams:
+            next(stream)
+        with pytest.raises(grpc.RpcError) as raised:
+            full.unary_unary(PATHS["ListModels"])(b"", timeout=0.2)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert other.unary_unary(PATHS["ListModels"])(b"", timeout=5)
+        streams[0].cancel()
+        assert full.unary_unary(PATHS["ListModels"])(b"", timeout=5)
 
 
 def test_what_cannot_be_written_to_somebody_who_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:

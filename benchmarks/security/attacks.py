@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 LARGE_BYTES = 200 << 20
 PARALLEL, STREAMS, CONNECTIONS, CALLERS, DOWNLOADS, DRIBBLERS = 200, 2_000, 5_000, 64, 100, 200
+STREAMS_OF_A_CONNECTION = 25
 
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -73,7 +74,7 @@ class Attacker:
 
     def _channels_for(self, calls: int) -> list[grpc.aio.Channel]:
         """Enough connections for so many calls at a time."""
-        return [self._channel() for _ in range(-(-calls // 200))]
+        return [self._channel() for _ in range(-(-calls // STREAMS_OF_A_CONNECTION))]
 
     def _metadata(self, device: str = "attacker", token: str | None = None) -> tuple[tuple[str, str], ...]:
         return ((DEVICE_KEY, device), (TOKEN_KEY, TOKEN_SCHEME + (token or self._token)))

@@ -203,7 +203,7 @@ def _round(outcome: Outcome, main: psutil.Process, honest: Helper, attacker: Hel
     beside = _measure(honest, BESIDE_SECONDS)
     after = main.cpu_times()
     outcome.answers = json.loads(attacker.ask())
-    outcome.shares.append(beside["rate"] / alone["rate"])
+    outcome.shares.append(beside["rate"] / alone["rate"] if alone["rate"] else 0.0)  # 0: an attack before it goes on
     outcome.least.append(min(a / max(b, 1e-9) for a, b in zip(beside["rates"], alone["rates"], strict=True)))
     outcome.alone.append(alone["rate"])
     outcome.slowest = max(outcome.slowest, beside["slowest"])

@@ -93,7 +93,9 @@ class Endpoint:
                 "name the server's 'ca', or set 'tls' for one that the system trusts"
             )
         named = [("grpc.ssl_target_name_override", credentials.server_name)] if credentials.server_name else []
-        every = [*channel_options(max_message_bytes), *options, *named]
+        # Clients of one process would share a connection, and the calls that a server takes from one at a time.
+        own = ("grpc.use_local_subchannel_pool", 1)
+        every = [*channel_options(max_message_bytes), own, *options, *named]
         secure = credentials.channel_credentials()
         if secure is None:
             return grpc.insecure_channel(self.target, options=every)
