@@ -47,7 +47,7 @@ _SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # on by default: two daemons would share a port without an error
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    # Strangers: a connection that is not set up soon or carries no calls is closed. One carries so many calls at a time:
+    # Strangers: a connection that is not set up soon or carries no calls is closed. One carries a few calls at a time:
     # beyond that gRPC refuses streams before Python sees them, else a flood of them fills the event loop for seconds.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
