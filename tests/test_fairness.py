@@ -216,7 +216,7 @@ def test_a_device_with_a_deadline_waits_for_its_turn_as_long_as_it_can() -> None
         assert queue.lead_seconds(GREEDY) == pytest.approx(0.1)
         assert queue.lead_seconds(Owner("here", "new")) == 0
         queue.take(urgent)
-        assert queue.due_seconds() == 0
+        assert queue.due_seconds == 0
         assert numbers(queue) == [0, 1, 2]
 
     run(test())

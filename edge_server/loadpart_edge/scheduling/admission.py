@@ -111,7 +111,7 @@ class Admission:
         late = max(
             now + wait + expected - due,
             self._queue.first_late(begin, seconds, due, pace),
-            begin + self._queue.due_seconds() * pace + expected - (due - lead * _LEAD_SHARE * (deadline - now)),
+            begin + self._queue.due_seconds * pace + expected - (due - lead * _LEAD_SHARE * (deadline - now)),
         )
         if late > 0:
             raise OverloadedError(

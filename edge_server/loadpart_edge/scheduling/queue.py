@@ -125,9 +125,10 @@ class JobQueue:
             leads.append(max(lane.used - party.clock, 0.0) + lane.seconds)
         return max(leads)
 
-    def due_seconds(self, due: float = math.inf) -> float:
-        """Idle seconds of the jobs with a deadline that are to be done before a moment."""
-        return sum([job.predicted_seconds for job in self._by_due if job.due <= due])
+    @property
+    def due_seconds(self) -> float:
+        """Idle seconds of the jobs with a deadline."""
+        return sum([job.predicted_seconds for job in self._by_due])
 
     def first_late(self, begin: float, seconds: float, due: float, pace: float) -> float:
         """By how many seconds jobs would be late, at most, in order of their deadlines, with one more among them.
