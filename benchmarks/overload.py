@@ -29,7 +29,7 @@ from loadpart.v1 import offload_pb2
 from loadpart_common.codecs.registry import CODECS
 from loadpart_common.wire.error_codes import RETRY_AFTER_KEY
 from loadpart_common.wire.framing import with_tensors
-from loadpart_common.wire.limits import DEVICE_KEY, channel_options
+from loadpart_common.wire.limits import DEVICE_KEY, OWN_CONNECTION, channel_options
 from loadpart_common.wire.methods import METHODS
 
 MODEL = "squeezenet"
@@ -78,7 +78,7 @@ async def slot(client: Client, call: object, request: bytes, name: str, times: t
 
 async def offer(target: str, request: bytes, in_flight: list[int], seconds: float) -> list[Client]:
     """Has clients send, each with so many requests in flight; gives what came of it."""
-    options = [*channel_options(64 << 20), ("grpc.use_local_subchannel_pool", 1)]  # a connection for each client
+    options = [*channel_options(64 << 20), OWN_CONNECTION]  # a connection for each client
     channels = [grpc.aio.insecure_channel(target, options=options) for _ in in_flight]
     clients = [Client() for _ in in_flight]
     begin = time.monotonic() + WARM_UP_SECONDS

@@ -30,7 +30,7 @@ from loadpart_common.errors import (
 )
 from loadpart_common.wire.credentials import Credentials
 from loadpart_common.wire.endpoint import Endpoint
-from loadpart_common.wire.limits import DEVICE_KEY
+from loadpart_common.wire.limits import DEVICE_KEY, OWN_CONNECTION
 from loadpart_common.wire.methods import METHODS
 from loadpart_device import OffloadClient
 from loadpart_device.edges.availability import Availability
@@ -277,7 +277,7 @@ def test_what_is_open_on_purpose_is_warned_of_and_a_watcher_of_many_is_told_less
         daemon("--store", str(store), *arguments, address="0.0.0.0", stderr=log.fileno()) as server,
         contextlib.ExitStack() as channels,
     ):
-        target, own = f"127.0.0.1:{server.target.rpartition(':')[2]}", [("grpc.use_local_subchannel_pool", 1)]
+        target, own = f"127.0.0.1:{server.target.rpartition(':')[2]}", [OWN_CONNECTION]
         streams = []
         for number in range(200):
             if number % 25 == 0:
@@ -307,7 +307,7 @@ def test_what_is_open_on_purpose_is_warned_of_and_a_watcher_of_many_is_told_less
 
 
 def test_a_connection_carries_a_bounded_number_of_calls_and_others_are_served_beside_it(store: Path) -> None:
-    own = [("grpc.use_local_subchannel_pool", 1)]
+    own = [OWN_CONNECTION]
     with (
         daemon("--store", str(store), "--threads", "1") as server,
         grpc.insecure_channel(server.target, options=own) as full,

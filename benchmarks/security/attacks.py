@@ -30,7 +30,7 @@ from loadpart_common.protobuf_fields import field_prefix
 from loadpart_common.store.model_store import ModelStore, StoredModel
 from loadpart_common.wire.credentials import TOKEN_KEY, TOKEN_SCHEME
 from loadpart_common.wire.framing import tensor_pieces
-from loadpart_common.wire.limits import DEVICE_KEY, LARGEST_PROBE_BYTES, PIECE_BYTES
+from loadpart_common.wire.limits import DEVICE_KEY, LARGEST_PROBE_BYTES, OWN_CONNECTION, PIECE_BYTES
 from loadpart_common.wire.methods import METHODS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_retries", 0),
-    ("grpc.use_local_subchannel_pool", 1),
+    OWN_CONNECTION,
 ]
 _PIECE = field_prefix(offload_pb2.InferRequest.PIECE_FIELD_NUMBER, PIECE_BYTES - 16) + bytes(PIECE_BYTES - 16)
 _PIECE_BYTES = PIECE_BYTES - 16

@@ -24,7 +24,7 @@ from loadpart_common.codecs.registry import CODECS
 from loadpart_common.protobuf_fields import encode_varint, field_prefix
 from loadpart_common.wire.error_codes import ERROR_KEY
 from loadpart_common.wire.framing import decode, read_message, with_tensors
-from loadpart_common.wire.limits import DEVICE_KEY, PIECE_BYTES
+from loadpart_common.wire.limits import DEVICE_KEY, OWN_CONNECTION, PIECE_BYTES
 from loadpart_common.wire.methods import METHODS
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ async def flood(
         async def caller(seed: int) -> None:
             maker = Maker(digest, seed)
             async with grpc.aio.insecure_channel(
-                server.target, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+                server.target, options=[OWN_CONNECTION, ("grpc.enable_retries", 0)]
             ) as channel:
                 for number in left:
                     method, messages, metadata = maker.make()

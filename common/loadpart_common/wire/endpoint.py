@@ -12,7 +12,7 @@ from loadpart_common import forks
 from loadpart_common.errors import SettingsError
 from loadpart_common.text import printable
 from loadpart_common.wire.credentials import NO_CREDENTIALS, Credentials
-from loadpart_common.wire.limits import channel_options
+from loadpart_common.wire.limits import OWN_CONNECTION, channel_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,9 +93,7 @@ class Endpoint:
                 "name the server's 'ca', or set 'tls' for one that the system trusts"
             )
         named = [("grpc.ssl_target_name_override", credentials.server_name)] if credentials.server_name else []
-        # Clients of one process would share a connection, and the calls that a server takes from one at a time.
-        own = ("grpc.use_local_subchannel_pool", 1)
-        every = [*channel_options(max_message_bytes), own, *options, *named]
+        every = [*channel_options(max_message_bytes), OWN_CONNECTION, *options, *named]
         secure = credentials.channel_credentials()
         if secure is None:
             return grpc.insecure_channel(self.target, options=every)

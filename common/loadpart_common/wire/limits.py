@@ -17,6 +17,9 @@ BACKLOG_WINDOW_SECONDS = 0.3
 DEVICE_KEY = "loadpart-device"
 """Metadata of a call with what the device calls itself; see `protos/`."""
 
+OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
+"""Setting of a channel: clients of one process would share a connection, and the calls that a server takes from one."""
+
 _MESSAGE_OVERHEAD_BYTES = 64 << 10
 
 
