@@ -115,6 +115,7 @@ def pieces() -> Target:
     from loadpart_common.protobuf_fields import field_prefix
     from loadpart_common.wire.framing import read_message
     from loadpart_edge.rpc.call import Call
+    from loadpart_edge.rpc.pending_reads import PendingReads
     from loadpart_edge.rpc.quota import Quota
     from loadpart_edge.scheduling.job import Owner
 
@@ -125,6 +126,9 @@ def pieces() -> Target:
         def time_remaining(self) -> None:
             return None
 
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:1"
+
         async def read(self) -> Any:
             if not self.left:
                 return grpc.aio.EOF
@@ -134,11 +138,12 @@ def pieces() -> Target:
 
     loop = asyncio.new_event_loop()
     quota = Quota("bytes", in_all=8 << 20, of_party=8 << 20, of_device=8 << 20)
+    reads = PendingReads(8 << 20)
 
     def read(data: bytes) -> None:
-        call = Call(Messages(data), Owner("party", "device"), quota)  # type: ignore[arg-type]
+        call = Call(Messages(data), Owner("party", "device"), quota, reads)  # type: ignore[arg-type]
         try:
-            read_message(offload_pb2.InferRequest, loop.run_until_complete(call.read_whole(4 << 20)))
+            read_message(offload_pb2.InferRequest, loop.run_until_complete(call.read_whole(4 << 20, lambda _: 4 << 20)))
         finally:
             call.close()
             if quota.taken:

@@ -30,6 +30,7 @@ from loadpart_common.errors import (
 )
 from loadpart_common.wire.credentials import Credentials
 from loadpart_common.wire.endpoint import Endpoint
+from loadpart_common.wire.error_codes import ERROR_KEY
 from loadpart_common.wire.limits import DEVICE_KEY, OWN_CONNECTION
 from loadpart_common.wire.methods import METHODS
 from loadpart_device import OffloadClient
@@ -40,9 +41,11 @@ from loadpart_edge.access.client import Right
 from loadpart_edge.access.guard import Guard
 from loadpart_edge.metrics import Metrics
 from loadpart_edge.rpc.door import Door, Entry
-from loadpart_edge.rpc.quota import Quota
+from loadpart_edge.rpc.pending_reads import PendingReads
+from loadpart_edge.rpc.quota import Quota, QuotaError
+from loadpart_edge.rpc.tarpit import Tarpit
 from loadpart_edge.settings import load_settings
-from tests.support import eventually, run_here
+from tests.support import Clock, eventually, run_here
 from tests.toy_networks import NETWORKS, write, write_store
 
 if TYPE_CHECKING:
@@ -325,6 +328,78 @@ def test_a_connection_carries_a_bounded_number_of_calls_and_others_are_served_be
         assert full.unary_unary(PATHS["ListModels"])(b"", timeout=5)
 
 
+def test_a_request_that_no_tail_takes_is_refused_before_it_is_sent(store: Path) -> None:
+    with daemon("--store", str(store), "--threads", "1") as server, grpc.insecure_channel(server.target) as channel:
+        info, *_ = offload_pb2.ListModelsResponse.FromString(
+            channel.unary_unary(PATHS["ListModels"])(b"", timeout=5)
+        ).models
+        ended = threading.Event()
+
+        def messages() -> Iterator[bytes]:
+            head = offload_pb2.InferRequest(model=info.name, digest=info.digest, codec="raw", total_bytes=100 << 20)
+            yield head.SerializeToString()
+            ended.wait(10)
+
+        with pytest.raises(grpc.RpcError, match="total_bytes: expected at most") as raised:
+            channel.stream_unary(PATHS["Infer"])(messages(), timeout=10)
+        ended.set()
+        assert (ERROR_KEY, "MESSAGE_TOO_LARGE") in raised.value.trailing_metadata()
+
+
+def test_a_connection_with_many_refused_calls_is_slowed_and_no_other_one() -> None:
+    clock = Clock()
+    tarpit = Tarpit(5.0, clock)
+    for _ in range(10):
+        tarpit.refused("hostile")
+    assert tarpit.wait_seconds("hostile") == pytest.approx(0.0)
+    for _ in range(5):
+        tarpit.refused("hostile")
+    assert tarpit.wait_seconds("hostile") == pytest.approx(1.0)
+    assert tarpit.wait_seconds("honest") == 0.0
+    for _ in range(1000):
+        tarpit.refused("hostile")
+    assert tarpit.wait_seconds("hostile") == pytest.approx(5.0), "the longest wait"
+    clock.now += 5.0
+    assert tarpit.wait_seconds("hostile") == 0.0
+
+
+def test_reads_are_ended_when_memory_runs_out_those_of_the_busiest_connection_first() -> None:
+    memory = 1 << 30
+
+    class Stalling:
+        """A call whose message never comes."""
+
+        def __init__(self, peer: str) -> None:
+            self._peer = peer
+
+        def peer(self) -> str:
+            return self._peer
+
+        async def read(self) -> bytes:
+            await asyncio.sleep(3600)
+            return b""
+
+    async def test() -> None:
+        nonlocal memory
+        reads = PendingReads(1 << 20, lambda: memory)
+        hostile = [asyncio.create_task(reads.read(Stalling("hostile"))) for _ in range(9)]  # type: ignore[arg-type]
+        honest = asyncio.create_task(reads.read(Stalling("honest")))  # type: ignore[arg-type]
+        await asyncio.sleep(0.2)
+        assert not any(task.done() for task in hostile)
+        memory += 1 << 30
+        done, _ = await asyncio.wait(hostile, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        assert hostile[0] in done, "the oldest one"
+        assert isinstance(hostile[0].exception(), QuotaError)
+        await asyncio.wait(hostile[:8], timeout=5)
+        memory -= 1 << 30
+        assert not honest.done()
+        for task in [honest, *hostile]:
+            task.cancel()
+        await asyncio.gather(honest, *hostile, return_exceptions=True)
+
+    asyncio.run(test())
+
+
 def test_what_cannot_be_written_to_somebody_who_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     class Leaving:
         def invocation_metadata(self) -> tuple[()]:
@@ -346,7 +421,7 @@ def test_what_cannot_be_written_to_somebody_who_leaves_is_no_error(caplog: pytes
         yield b"answer"
 
     quota = Quota("calls", in_all=1, of_party=1, of_device=1)
-    door = Door(Guard(None, asks_for_certificates=False), Metrics(), memory_bytes=1 << 20)
+    door = Door(Guard(None, asks_for_certificates=False), Metrics(), memory_bytes=1 << 20, refusals_per_second=50.0)
     handler = door.handler("service", {"Method": Entry(answers, Right.WATCH, quota)}, frozenset({"Method"}))
     details = SimpleNamespace(method="/service/Method", invocation_metadata=())
     asyncio.run(handler.service(details).stream_stream(None, Leaving()))  # type: ignore[arg-type, union-attr]

@@ -99,6 +99,19 @@ def test_long_jobs_count_for_more_than_short_ones() -> None:
     run(test())
 
 
+def test_a_device_for_which_a_tail_was_built_waits_longer_for_its_jobs() -> None:
+    async def test() -> None:
+        queue = JobQueue(100)
+        for number in range(4):
+            queue.append(queued(GREEDY, number))
+        queue.charge(GREEDY, 0.35)
+        for number in range(10, 18):
+            queue.append(queued(MODEST, number))
+        assert numbers(queue)[:4] == [10, 11, 12, 13]
+
+    run(test())
+
+
 def test_a_device_that_was_idle_has_saved_nothing_up() -> None:
     async def test() -> None:
         queue = JobQueue(100)

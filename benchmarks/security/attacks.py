@@ -131,8 +131,13 @@ class Attacker:
         head = self._head(total=count * _PIECE_BYTES).SerializeToString()
         self._large(lambda: itertools.chain([head], itertools.repeat(_PIECE, count)), is_one_device=True)
 
-    async def large_in_one(self) -> None:
-        """200 connections, each with one message of 200 MB after another, as far as the server lets them send it."""
+    async def large_in_one_message(self) -> None:
+        """40 requests of 200 MB at a time, each in one message, of which gRPC takes all before it refuses it."""
+        message = b"\x22" + bytes(LARGE_BYTES)  # the attacker's gRPC copies it for each request
+        self._large(lambda: iter([message]), is_one_device=False, parallel=40)
+
+    async def large_begun(self) -> None:
+        """200 connections that begin messages of 200 MB, one after another, as many as the server lets them."""
 
         def begin() -> None:
             for _ in range(PARALLEL):
@@ -163,7 +168,14 @@ class Attacker:
         head = self._head(total=LARGE_BYTES).SerializeToString()
         self._large(lambda: iter([head, _PIECE]), is_one_device=False, holds=True)
 
-    def _large(self, messages: Callable[[], Iterable[bytes]], *, is_one_device: bool, holds: bool = False) -> None:
+    def _large(
+        self,
+        messages: Callable[[], Iterable[bytes]],
+        *,
+        is_one_device: bool,
+        holds: bool = False,
+        parallel: int = PARALLEL,
+    ) -> None:
         def repeat(channel: grpc.aio.Channel, device: str) -> None:
             async def stream() -> AsyncIterator[bytes]:
                 for each in messages():
@@ -177,7 +189,7 @@ class Attacker:
 
             self._repeat(once, 0.1)
 
-        for number in range(PARALLEL):
+        for number in range(parallel):
             if number % 20 == 0:
                 channel = self._channel()
             repeat(channel, "attacker" if is_one_device else f"attacker-{number}")
@@ -308,7 +320,8 @@ ATTACKS: dict[str, Callable[[Attacker], Coroutine[Any, Any, None]]] = {
         Attacker.batches,
         Attacker.large_in_pieces,
         Attacker.large_of_one_device,
-        Attacker.large_in_one,
+        Attacker.large_in_one_message,
+        Attacker.large_begun,
         Attacker.large_lies,
         Attacker.streams_of_one_device,
         Attacker.streams_of_many_devices,

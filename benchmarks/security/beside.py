@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 HONEST = 8
 LEAST_SHARE = 0.80
-ROUNDS, ALONE_SECONDS, BESIDE_SECONDS = 2, 2.0, 3.0
+ROUNDS, ALONE_SECONDS, BESIDE_SECONDS = 2, 3.0, 8.0
 MEMORY_BYTES = 1 << 30
 BASE_BYTES = 512 << 20
 """What the main process may have besides `MEMORY_BYTES`: its code and models, the slots, buffers of connections."""

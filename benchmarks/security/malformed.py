@@ -258,7 +258,7 @@ def run(report: Report, store: str, *, quick: bool) -> None:
     requests = QUICK_REQUESTS if quick else REQUESTS
     arguments = ("--store", store, "--models", MODEL, "--threads", "1", "--metrics-listen", "127.0.0.1:0")
     with (
-        daemon(*arguments, stderr=subprocess.DEVNULL) as server,
+        daemon(*arguments, "--refusals-per-second", "1e9", stderr=subprocess.DEVNULL) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         list_models: Any = channel.unary_unary(PATHS["ListModels"])

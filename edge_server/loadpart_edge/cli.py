@@ -60,6 +60,9 @@ def serve(
     queue_limit: Annotated[int | None, typer.Option(help="Jobs that may wait; more are refused.")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest message that is accepted.")] = None,
     memory_bytes: Annotated[int | None, typer.Option(help="Bytes of requests that are held at a time.")] = None,
+    refusals_per_second: Annotated[
+        float | None, typer.Option(help="Wrong calls on a connection that do not slow it down.")
+    ] = None,
     segment_memory_bytes: Annotated[int | None, typer.Option(help="Memory of a worker's compiled tails.")] = None,
     latency_folder: console.LatencyFolder = None,
     status_period_seconds: Annotated[float | None, typer.Option(help="Period of the status stream.")] = None,

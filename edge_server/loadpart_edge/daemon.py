@@ -52,6 +52,11 @@ _SERVER_OPTIONS = [
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.max_concurrent_streams", 32),
+    # What gRPC takes of a call before anybody reads it. Left to itself it raises that with the speed of the link, to
+    # many megabytes a call. Once a message is asked for it takes all of it, so that only links on which so many bytes
+    # are under way at a time (bandwidth by round-trip time) wait for it.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 256 << 10),
 ]
 
 log = logging.getLogger(__name__)
@@ -92,7 +97,12 @@ class Daemon:
         _allow_many_connections()
         scheduler = self._make_scheduler()
         board = StatusBoard(scheduler, settings.status_period_seconds, lambda: self._models.version)
-        door = Door(self._guard, self._metrics, memory_bytes=settings.memory_bytes)
+        door = Door(
+            self._guard,
+            self._metrics,
+            memory_bytes=settings.memory_bytes,
+            refusals_per_second=settings.refusals_per_second,
+        )
         self._metrics.follow(scheduler, board, lambda: door.held_bytes)
         service = OffloadService(
             self._models, scheduler, board, self._metrics, max_message_bytes=settings.max_message_bytes

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
     from loadpart_common.wire.framing import EncodedTensor
 
+_CODEC_SPARE = 1.125
+_TENSORS_SPARE_BYTES = 64 << 10
+"""What encoded tensors may take beyond their elements: types, shapes, what a codec adds that cannot compress them."""
+
 
 class ServedModel:
     """A model that is served.
@@ -101,6 +105,15 @@ class ServedModel:
         if self._times(host).observe(plan, seconds):
             self._average()
 
+    def most_bytes(self, digest: str, plan: PlanKey) -> int:
+        """The most that the encoded tensors of a request may take.
+
+        Raises:
+            ModelMismatchError: The device holds another file.
+            CutError: There is no such cut, or it leaves nothing to the server.
+        """
+        return int(self._cut(digest, plan).nbytes(self.max_batch) * _CODEC_SPARE) + _TENSORS_SPARE_BYTES
+
     def check(self, digest: str, plan: PlanKey, tensors: Sequence[EncodedTensor]) -> tuple[Cut, int]:
         """The cut that a request is about, and its batch size; nothing is decoded.
 
@@ -109,15 +122,7 @@ class ServedModel:
             CutError: There is no such cut, or it leaves nothing to the server.
             InputError: The codec is unknown, the tensors are not those that are live at the cut, or too many items.
         """
-        if digest != self.stored.manifest.digest:
-            raise ModelMismatchError(
-                f"model {self.name!r}: expected digest {self.stored.manifest.digest[:12]}..., got {digest[:12]!r}...; "
-                "fetch the model again"
-            )
-        last = self.graph.layer_count - 1
-        if plan.cut > last:
-            raise CutError(f"cut {plan.cut} is out of range: expected 0 to {last} for model {self.name!r}")
-        cut = self.graph.cut(plan.cut)
+        cut = self._cut(digest, plan)
         framing.check(tensors, codec_named(plan.codec))
         try:
             batch = check_arrays(tensors, cut.specs)
@@ -126,6 +131,17 @@ class ServedModel:
         if batch > self.max_batch:
             raise InputError(f"model {self.name!r}: expected a batch of at most {self.max_batch}, got {batch}")
         return cut, batch
+
+    def _cut(self, digest: str, plan: PlanKey) -> Cut:
+        if digest != self.stored.manifest.digest:
+            raise ModelMismatchError(
+                f"model {self.name!r}: expected digest {self.stored.manifest.digest[:12]}..., got {digest[:12]!r}...; "
+                "fetch the model again"
+            )
+        last = self.graph.layer_count - 1
+        if plan.cut > last:
+            raise CutError(f"cut {plan.cut} is out of range: expected 0 to {last} for model {self.name!r}")
+        return self.graph.cut(plan.cut)
 
     def _times(self, host: str) -> TailTimes:
         times = self._by_host.get(host)

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     memory_bytes: int = Field(
         1 << 30, ge=16 << 20, description="requests that are held at a time, in bytes; more are refused"
     )
+    refusals_per_second: float = Field(
+        5.0, gt=0, description="wrong calls on a connection that slow nothing down; with more, its calls have to wait"
+    )
     segment_memory_bytes: int = Field(
         1 << 30, ge=1 << 20, description="memory of a worker's compiled tails, weights left out; the oldest are dropped"
     )

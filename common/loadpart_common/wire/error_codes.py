@@ -76,8 +76,8 @@ _BY_STATUS: dict[grpc.StatusCode, type[OffloadError]] = {
 
 
 def status_of(error: OffloadError) -> grpc.StatusCode:
-    """The status that an error is sent with."""
-    return _STATUSES.get(type(error), grpc.StatusCode.UNKNOWN)
+    """The status that an error is sent with: that of its class, or of the nearest one above it."""
+    return next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), grpc.StatusCode.UNKNOWN)
 
 
 def metadata_of(error: OffloadError) -> Metadata:

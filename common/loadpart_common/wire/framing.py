@@ -93,7 +93,7 @@ def _tensor_prefix(kind: type[Message], dtype: np.dtype[Any], shape: tuple[int, 
     return field_prefix(kind.DESCRIPTOR.fields_by_name["tensors"].number, len(head) + nbytes) + head
 
 
-def read_message(kind: type[M], data: bytes) -> tuple[M, list[EncodedTensor]]:
+def read_message(kind: type[M], data: bytes | bytearray) -> tuple[M, list[EncodedTensor]]:
     """Reads what `with_tensors` wrote: the message without its tensors, and the tensors, not decoded yet.
 
     Args:
@@ -159,7 +159,7 @@ class _Layout(NamedTuple):
     head_bytes: int
     tensors: list[tuple[bytes, int, int, np.dtype[Any], tuple[int, ...]]]
 
-    def message(self, kind: type[M], data: bytes) -> M | None:
+    def message(self, kind: type[M], data: bytes | bytearray) -> M | None:
         """The other fields of a message of the same length; None if its layout differs."""
         position = self.head_bytes
         for prefix, start, end, _, _ in self.tensors:
@@ -167,7 +167,7 @@ class _Layout(NamedTuple):
                 return None
             position = end
         try:
-            message = kind.FromString(data[: self.head_bytes])
+            message = kind.FromString(bytes(data[: self.head_bytes]))
         except DecodeError:
             return None
         return None if message.tensors else message  # type: ignore[attr-defined]
@@ -176,7 +176,7 @@ class _Layout(NamedTuple):
 _layouts: dict[tuple[type[Message], int], _Layout] = {}
 
 
-def _read_layout(kind: type[M], data: bytes) -> tuple[M, _Layout]:
+def _read_layout(kind: type[M], data: bytes | bytearray) -> tuple[M, _Layout]:
     """Parses a message; returns it without its tensors, and its layout, which is kept for messages of this length.
 
     Raises:
@@ -201,7 +201,7 @@ def _read_layout(kind: type[M], data: bytes) -> tuple[M, _Layout]:
     layout = _Layout(first_tensor, [])
     position = first_tensor
     for index, (tensor, start, end) in enumerate(tensors):
-        layout.tensors.append((data[position:start], start, end, *_element_type_and_shape(index, tensor)))
+        layout.tensors.append((bytes(data[position:start]), start, end, *_element_type_and_shape(index, tensor)))
         position = end
     are_last = sum(map(len, rest)) == first_tensor and position == len(data)
     if are_last and all(len(prefix) <= _LONGEST_PREFIX for prefix, *_ in layout.tensors):

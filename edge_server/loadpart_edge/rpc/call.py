@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from loadpart.v1 import offload_pb2
-from loadpart_common.errors import DeadlineError, MessageTooLargeError, RequestError
+from loadpart_common.errors import MessageTooLargeError, RequestError
 from loadpart_common.protobuf_fields import WireError, fields
 from loadpart_common.wire.framing import parse
-from loadpart_common.wire.limits import PIECE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import grpc
+
+    from loadpart_edge.rpc.pending_reads import PendingReads
     from loadpart_edge.rpc.quota import Quota
     from loadpart_edge.scheduling.job import Owner
 
     Context = grpc.aio.ServicerContext[Any, Any]
-
-_RECEIVE_SECONDS = 30.0
-"""In which a message of at most 1 MiB has to come."""
 
 _PIECE = offload_pb2.InferRequest.PIECE_FIELD_NUMBER
 
@@ -35,12 +33,13 @@ class Call:
     Attributes:
         owner: Whose it is.
         deadline: Until when the answer is of use, on the clock `time.perf_counter`; infinite when any time will do.
-        received: When the last message had come, on that clock.
+        received: When the last message had come, on that clock; 0 before the first.
     """
 
-    def __init__(self, context: Context, owner: Owner, memory: Quota) -> None:
+    def __init__(self, context: Context, owner: Owner, memory: Quota, reads: PendingReads) -> None:
         self._context = context
         self._memory = memory
+        self._reads = reads
         self._held = 0
         self.owner = owner
         left = context.time_remaining()
@@ -60,16 +59,19 @@ class Call:
             DeadlineError: It did not come in time.
             RequestError: There is none.
         """
-        self._hold(PIECE_BYTES)
         data = await self._message()
-        self._hold(len(data) - PIECE_BYTES)
+        self._hold(len(data))
         return data
 
-    async def read_whole(self, most_bytes: int) -> bytes:
+    async def read_whole(
+        self, largest: int, most_bytes: Callable[[offload_pb2.InferRequest], int]
+    ) -> bytes | bytearray:
         """The request, put together when it comes in pieces; its bytes count as held until `close`.
 
         Args:
-            most_bytes: The largest request.
+            largest: The bytes of the largest request.
+            most_bytes: Gives the most that the tensors of a request can take, from its other fields; raises when it
+                cannot be served at all, so that nothing of it is read.
 
         Raises:
             MessageTooLargeError: It is larger.
@@ -78,14 +80,19 @@ class Call:
             RequestError: The messages are no request.
         """
         first = await self.read()
-        if len(first) > most_bytes:
-            raise MessageTooLargeError(f"expected a request of at most {most_bytes} bytes, got {len(first)}")
-        if len(first) > _LARGEST_HEAD or not (total := _total_bytes(first)):
+        if len(first) > largest:
+            raise MessageTooLargeError(f"expected a request of at most {largest} bytes, got {len(first)}")
+        if len(first) > _LARGEST_HEAD_BYTES:
             return first
-        if total > most_bytes:
-            raise MessageTooLargeError(f"total_bytes: expected at most {most_bytes}, got {total}")
+        head = parse(offload_pb2.InferRequest, first)
+        total = head.total_bytes
+        if not total:
+            return first
+        if total > (most := min(most_bytes(head), largest)):
+            raise MessageTooLargeError(f"total_bytes: expected at most {most}, got {total}")
         self._hold(total)
-        whole, missing = [memoryview(first)], total
+        whole, missing = bytearray(len(first) + total), total
+        whole[: len(first)] = first
         while missing:
             message = await self._message()
             try:
@@ -94,9 +101,10 @@ class Call:
                 raise RequestError("expected a message with the field 'piece' alone") from error
             if number != _PIECE or not 0 < stop - start <= missing:
                 raise RequestError(f"expected pieces of {total} bytes in all in the field 'piece'")
-            whole.append(memoryview(message)[start:stop])
+            at = len(whole) - missing
+            whole[at : at + stop - start] = memoryview(message)[start:stop]
             missing -= stop - start
-        return b"".join(whole)
+        return whole
 
     def close(self) -> None:
         """Forgets the bytes."""
@@ -105,27 +113,14 @@ class Call:
             self._held = 0
 
     def _hold(self, more: int) -> None:
-        if more > 0:
-            self._memory.take(self.owner, more)
-        elif more < 0:
-            self._memory.give(self.owner, -more)
+        self._memory.take(self.owner, more)
         self._held += more
 
     async def _message(self) -> bytes:
-        try:
-            async with asyncio.timeout(_RECEIVE_SECONDS):
-                message = await self._context.read()
-        except TimeoutError as error:
-            raise DeadlineError(f"expected the request within {_RECEIVE_SECONDS:g} s") from error
-        if message is grpc.aio.EOF:
-            raise RequestError("expected a request, got the end of the stream")
+        message = await self._reads.read(self._context)
         self.received = time.perf_counter()
-        data: bytes = message
-        return data
+        return message
 
 
-_LARGEST_HEAD = 16 << 10  # a request with pieces begins with a message that has names and numbers only
-
-
-def _total_bytes(first: bytes) -> int:
-    return parse(offload_pb2.InferRequest, first).total_bytes
+_LARGEST_HEAD_BYTES = 16 << 10
+"""A request with pieces begins with a message that has names and numbers only."""

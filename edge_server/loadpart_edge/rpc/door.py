@@ -7,6 +7,7 @@ has the request read. What goes wrong is answered in one way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from functools import lru_cache
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
-from loadpart_common.errors import AccessError, DeadlineError, InternalError, OffloadError
+from loadpart_common.errors import AccessError, DeadlineError, InternalError, OffloadError, RequestError
 from loadpart_common.text import printable
 from loadpart_common.wire.credentials import TOKEN_KEY, TOKEN_SCHEME
 from loadpart_common.wire.error_codes import metadata_of, status_of
 from loadpart_common.wire.limits import DEVICE_KEY
 from loadpart_edge.rpc.call import Call
-from loadpart_edge.rpc.quota import Quota
+from loadpart_edge.rpc.pending_reads import PendingReads
+from loadpart_edge.rpc.quota import Quota, QuotaError
+from loadpart_edge.rpc.tarpit import Tarpit
 from loadpart_edge.scheduling.job import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
     from loadpart_edge.access.client import Right
     from loadpart_edge.access.guard import Guard
@@ -60,17 +63,20 @@ class Entry(NamedTuple):
 class Door:
     """Lets calls in."""
 
-    def __init__(self, guard: Guard, metrics: Metrics, *, memory_bytes: int) -> None:
+    def __init__(self, guard: Guard, metrics: Metrics, *, memory_bytes: int, refusals_per_second: float) -> None:
         """Makes a door.
 
         Args:
             guard: Knows the clients.
             metrics: Counts the answers.
             memory_bytes: Bound on the bytes of requests that are held at a time.
+            refusals_per_second: Refusals of wrong calls on a connection; what it sends beyond that waits.
         """
         self._guard = guard
         self._metrics = metrics
         self._memory = Quota("bytes", in_all=memory_bytes, of_party=memory_bytes * 3 // 4, of_device=memory_bytes // 2)
+        self._reads = PendingReads(memory_bytes)
+        self._tarpit = Tarpit(refusals_per_second)
         self._refusals = 0
         self._refusals_told_at = float("-inf")
 
@@ -100,51 +106,48 @@ class Door:
 
     def _unary(self, name: str, entry: Entry) -> Callable[[object, Context], Awaitable[bytes]]:
         async def answer(_: object, context: Context) -> bytes:
-            call = None
             try:
-                call = self._let_in(entry, context)
-                response: bytes = await entry.function(call)  # type: ignore[misc]
+                await self._tarpit.hold(context.peer())
+                with self._let_in(entry, context) as call:
+                    response: bytes = await entry.function(call)  # type: ignore[misc]
             except Exception as error:
                 await self._fail(name, error, context)
                 return b""  # to nobody: failing raises unless the client has left
-            else:
-                self._metrics.answered(name, grpc.StatusCode.OK)
-                return response
-            finally:
-                if call is not None:
-                    call.close()
-                    entry.quota.give(call.owner)
+            self._metrics.answered(name, grpc.StatusCode.OK)
+            return response
 
         return answer
 
     def _stream(self, name: str, entry: Entry) -> Callable[[object, Context], Awaitable[None]]:
         async def answer(_: object, context: Context) -> None:
-            call = None
             try:
-                call = self._let_in(entry, context)
-                async for response in entry.function(call):  # type: ignore[union-attr]
-                    await _write(context, response)
-                    self._identify(entry, context)  # it may have been revoked, or have expired, meanwhile
+                await self._tarpit.hold(context.peer())
+                with self._let_in(entry, context) as call:
+                    async for response in entry.function(call):  # type: ignore[union-attr]
+                        await _write(context, response)
+                        self._identify(entry, context)  # it may have been revoked, or have expired, meanwhile
                 self._metrics.answered(name, grpc.StatusCode.OK)
             except Exception as error:
                 await self._fail(name, error, context)
-            finally:
-                if call is not None:
-                    call.close()
-                    entry.quota.give(call.owner)
 
         return answer
 
-    def _let_in(self, entry: Entry, context: Context) -> Call:
-        """The call, when its owner may make it and has not too many.
+    @contextlib.contextmanager
+    def _let_in(self, entry: Entry, context: Context) -> Iterator[Call]:
+        """The call, when its owner may make it and has not too many; within the block it counts as one of them.
 
         Raises:
             AccessError: It may not.
-            OverloadedError: It has.
+            QuotaError: It has.
         """
         owner = self._identify(entry, context)
-        entry.quota.take(owner)
-        return Call(context, owner, self._memory)
+        with entry.quota.held(owner), contextlib.closing(Call(context, owner, self._memory, self._reads)) as call:
+            try:
+                yield call
+            except asyncio.CancelledError:
+                if not call.received:  # the client left without a request, or gRPC refused one that is too large
+                    self._tarpit.refused(context.peer())
+                raise
 
     def _identify(self, entry: Entry, context: Context) -> Owner:
         """Whose a call is.
@@ -173,6 +176,9 @@ class Door:
             self._tell_refusal(error, context)
         status = status_of(error)
         self._metrics.answered(name, status)
+        if isinstance(error, (AccessError, RequestError, QuotaError)):  # whoever made the call could have known
+            self._tarpit.refused(context.peer())
+            await self._tarpit.hold(context.peer())
         await context.abort(status, str(error), metadata_of(error))
 
     def _tell_refusal(self, error: AccessError, context: Context) -> None:

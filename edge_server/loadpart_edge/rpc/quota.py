@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 _RETRY_SECONDS = 0.5
 
 
+class QuotaError(OverloadedError):
+    """A device, or its party, holds too much at a time."""
+
+
 class Quota:
     """At most so much at a time, in all, for one party, and for one device of it."""
 
@@ -37,7 +41,7 @@ class Quota:
         """Takes an amount.
 
         Raises:
-            OverloadedError: There is not so much left; the message says for whom.
+            QuotaError: There is not so much left; the message says for whom.
         """
         party, device = self._by_party.get(owner.party, 0), self._by_device.get(owner, 0)
         for held, most, whose in (
@@ -46,7 +50,7 @@ class Quota:
             (self.taken, self._in_all, "all devices together"),
         ):
             if held + amount > most:
-                raise OverloadedError(
+                raise QuotaError(
                     f"too much at a time: expected at most {most} {self._what} of {whose}, got {held + amount}",
                     _RETRY_SECONDS,
                 )
@@ -73,7 +77,7 @@ class Quota:
         """Holds an amount within the block.
 
         Raises:
-            OverloadedError: See `take`.
+            QuotaError: See `take`.
         """
         self.take(owner, amount)
         try:

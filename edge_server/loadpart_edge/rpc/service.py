@@ -71,7 +71,7 @@ class OffloadService:
 
     def handler(self, door: Door) -> grpc.GenericRpcHandler:
         """The handler to add to a server, behind a door."""
-        calls = Quota("calls", in_all=4096, of_party=3072, of_device=256)
+        calls = Quota("calls", in_all=12288, of_party=8192, of_device=256)
         probes = Quota("probes", in_all=64, of_party=32, of_device=2)
         downloads = Quota("downloads", in_all=32, of_party=16, of_device=2)
         entries = {
@@ -89,7 +89,7 @@ class OffloadService:
             why = "the server is shutting down" if self.ready else "the server is starting"
             raise UnavailableError(why, _DRAIN_RETRY_SECONDS)
         self._scheduler.check_owner(call.owner, call.deadline)
-        data = await call.read_whole(self._max_message_bytes)
+        data = await call.read_whole(self._max_message_bytes, self._most_bytes)
         request, tensors = read_message(offload_pb2.InferRequest, data)
         model = self._models.get(request.model)
         plan = PlanKey(request.cut, request.codec)
@@ -104,6 +104,14 @@ class OffloadService:
         response.server_seconds = seconds = time.perf_counter() - call.received
         self._scheduler.deferred(self._count_job, call.owner, model, plan, cut, batch, served, seconds)
         return response.SerializeToString() + served.outcome.tensors
+
+    def _most_bytes(self, head: offload_pb2.InferRequest) -> int:
+        """The most that the tensors of a request can take.
+
+        Raises:
+            RequestError: It cannot be served.
+        """
+        return self._models.get(head.model).most_bytes(head.digest, PlanKey(head.cut, head.codec))
 
     async def watch_status(self, call: Call) -> AsyncIterator[bytes]:
         """Streams the load: to a party with many streams, each of them gets fewer statuses."""

@@ -227,7 +227,9 @@ class Dispatcher:
         started = time.perf_counter()
 
         def built(answer: Prepared | OffloadError) -> None:
-            for job in self._builds.done(build, time.perf_counter() - started):
+            seconds = time.perf_counter() - started
+            self._queue.charge(build.owner, seconds)
+            for job in self._builds.done(build, seconds):
                 if isinstance(answer, OffloadError):
                     job.fail(answer)
                 elif not job.outcome.done():

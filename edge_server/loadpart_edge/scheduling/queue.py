@@ -194,6 +194,13 @@ class JobQueue:
         lane.used += job.predicted_seconds
         self.remove(job)
 
+    def charge(self, owner: Owner, seconds: float) -> None:
+        """Counts seconds that a worker spent for a device on something else than its jobs as given to it."""
+        lane = self._lane(owner)
+        party = self._parties[owner.party]
+        party.used = max(party.used, self._clock) + seconds
+        lane.used = max(lane.used, party.clock) + seconds
+
     def next_jobs(self) -> Iterator[QueuedJob]:
         """The first job of each device, the one that is next first."""
         return (lane.jobs[0] for _, lane in self._in_turn())
