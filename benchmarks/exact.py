@@ -7,7 +7,9 @@ and one that adds in place. Device and server have one core and one thread each.
 
 from __future__ import annotations
 
+import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,8 +27,10 @@ from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
 from loadpart_common.engines.mindspore.zoo import NETWORKS
+from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.graph import Value
 from loadpart_common.planning.plan import local_plan, plan_at
+from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device.edges.connection import Connection, Tail
@@ -36,6 +40,7 @@ from loadpart_device.local import LocalRuntime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loadpart_common.engines.base import Engine
     from loadpart_common.graph import Graph
     from loadpart_common.store.model_store import StoredModel
     from loadpart_common.tensors import Array
@@ -48,6 +53,10 @@ console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", default=DEFAULT_ENGINE, choices=list(ENGINES), help="engine of both sides")
+    parser.add_argument("--network", action="append", choices=[*NETWORKS, *FOREIGN], help="this one; may be repeated")
+    options = parser.parse_args()
     export_missing()
     cores = sorted(os.sched_getaffinity(0))
     table = Table("network", "layers", "cuts", "of several tensors", "mismatches", "seconds", header_style="bold")
@@ -56,27 +65,26 @@ def main() -> None:
         store = Path(folder) / "models"
         zoo = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
         for name in NETWORKS:
-            (store / name).mkdir(parents=True)
-            for path in (zoo.folder / name).iterdir():
-                (store / name / path.name).symlink_to(path)
+            shutil.copytree(zoo.folder / name, store / name)
         subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "tests.networks", Path(folder) / "own"], check=True, cwd=ROOT
         )
         for name in FOREIGN:
-            (store / name).symlink_to(Path(folder) / "own" / name)
+            shutil.copytree(Path(folder) / "own" / name, store / name)
         os.sched_setaffinity(0, {cores[0]})
-        names = (*NETWORKS, *FOREIGN)
+        names = options.network or (*NETWORKS, *FOREIGN)
+        arguments = ("--store", str(store), "--models", ",".join(names), "--threads", "1", "--engine", options.engine)
         with (
-            daemon("--store", str(store), "--threads", "1", cores={cores[-1]}) as running,
+            daemon(*arguments, cores={cores[-1]}) as running,
             Progress(console=console) as bar,
         ):
             server = Connection(Endpoint(running.target), 256 << 20)
             for name in names:
-                stored = ModelStore(store).open(name)
+                engine, stored = choose_engine(ModelStore(store).open(name), options.engine)
                 cuts = stored.graph.cuts
                 task = bar.add_task(name, total=len(cuts))
                 started = time.monotonic()
-                wrong = compare(server, name, stored, partial(bar.advance, task))
+                wrong = compare(server, name, stored, engine, partial(bar.advance, task))
                 several = sum(len(cut.live) > 1 for cut in cuts)
                 table.add_row(
                     name, str(stored.graph.layer_count), str(len(cuts)), str(several), str(wrong),
@@ -85,17 +93,19 @@ def main() -> None:
                 tried += len(cuts)
                 mismatches += wrong
             server.close()
-    console.print(conditions())
+    console.print(f"{conditions()}; engine {ENGINES[options.engine].version()}")
     console.print(table)
     console.print(f"{tried} cuts tried, {mismatches} mismatches")
     if mismatches:
         sys.exit(1)
 
 
-def compare(server: Connection, name: str, stored: StoredModel, on_cut: Callable[[], None]) -> int:
+def compare(
+    server: Connection, name: str, stored: StoredModel, engine: type[Engine], on_cut: Callable[[], None]
+) -> int:
     """Tries every cut of a network; returns for how many the outputs differ from those of the local run."""
     graph = stored.graph
-    local = LocalRuntime(stored, threads=1, memory_limit_bytes=MEMORY)
+    local = LocalRuntime(stored, engine, threads=1, memory_limit_bytes=MEMORY)
     inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph))}
     expected, _ = local.head(local_plan(graph), inputs, 1)
     wrong = 0

@@ -34,6 +34,7 @@ from benchmarks.echo import echo
 from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.graph import Value
 from loadpart_common.planning.plan import plan_at
+from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device import OffloadClient
 from loadpart_device.edges.connection import Connection
@@ -107,8 +108,8 @@ def main() -> None:
 @contextlib.contextmanager
 def bare_head(server: Connection, name: str, cache: Path, cut: int, image: Array) -> Iterator[Callable[[], object]]:
     """Yields a function that runs the head of a cut and nothing else, on the engine that this process's clients use."""
-    stored = find_model([server], name, cache, 10.0, lambda _done, _total: None).stored
-    runtime = LocalRuntime(stored, threads=1, memory_limit_bytes=512 << 20)
+    engine, stored = choose_engine(find_model([server], name, cache, 10.0, lambda _done, _total: None).stored)
+    runtime = LocalRuntime(stored, engine, threads=1, memory_limit_bytes=512 << 20)
     plan = plan_at(stored.graph, cut)
     try:
         runtime.build([plan])

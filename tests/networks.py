@@ -64,6 +64,19 @@ class InPlace(nn.Cell):  # type: ignore[misc]
         return ops.sigmoid(x) * 2.0
 
 
+class Padded(nn.Cell):  # type: ignore[misc]
+    """Pads an image, by another number of rows and columns on each side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.pad = nn.Pad(((0, 0), (0, 0), (1, 2), (3, 0)))
+        self.pool = nn.MaxPool2d(3, stride=2)
+
+    def construct(self, a):
+        return self.pool(self.pad(self.stem(a)))
+
+
 class ControlFlow(nn.Cell):  # type: ignore[misc]
     """Has a branch of control flow that depends on its input."""
 
@@ -108,6 +121,8 @@ def export(cell: Any, path: Path, *inputs: Any) -> Path:
     cell.set_train(False)
     for index, parameter in enumerate(cell.get_parameters()):
         values = np.random.default_rng(index).standard_normal(parameter.shape).astype(np.float32)
+        if parameter.name.endswith("moving_variance"):
+            values = np.abs(values) + np.float32(1.0)
         parameter.set_data(mindspore.Tensor(values * 0.3))
     path.parent.mkdir(parents=True, exist_ok=True)
     mindspore.export(cell, *inputs, file_name=str(path), file_format="MINDIR")
@@ -123,6 +138,7 @@ EXPORTS = {
     "two": lambda path: export(TwoInTwoOut(), path, floats(1, 6, 4, 4), floats(1, 2, 4, 4)),
     "tuple": lambda path: export(SplitOutput(), path, floats(1, 6, 4, 4)),
     "in-place": lambda path: export(InPlace(), path, floats(1, 3, 8, 8)),
+    "padded": lambda path: export(Padded(), path, floats(1, 3, 8, 8)),
     "fixed": lambda path: export(FixedReshape(), path, floats(2, 3, 4)),
     "sliced": lambda path: export(Sliced(), path, floats(1, 4, 4, 4)),
     "open-batch": lambda path: export(
@@ -138,7 +154,7 @@ EXPORTS = {
 }
 """How to export each network, by name."""
 
-SERVABLE = ("tiny", "two", "tuple", "in-place", "fixed", "sliced", "open-batch")
+SERVABLE = ("tiny", "two", "tuple", "in-place", "padded", "fixed", "sliced", "open-batch")
 
 
 def main(folder: Path) -> None:

@@ -257,7 +257,7 @@ def test_the_files_that_replace_others_here_give_other_outputs(tmp_path: Path) -
     for document in (NETWORKS["tiny"], OTHER):
         with contextlib.closing(FORMATS["toy"].open(write("tiny", tmp_path, document))) as model:
             graph = model.graph
-            loaded = ToyEngine(threads=1).load(model)  # type: ignore[arg-type]
+            loaded = ToyEngine(threads=1).load(model, None)  # type: ignore[arg-type]
             (output,) = loaded.compile(graph.head(graph.layer_count), 1).run([IMAGE])
             outputs.append(output)
     assert outputs[0].shape == outputs[1].shape

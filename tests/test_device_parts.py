@@ -21,6 +21,7 @@ from loadpart_device.edges.prober import Prober
 from loadpart_device.local import LocalRuntime
 from loadpart_device.model_cache import ModelCache
 from tests.support import Clock, inputs_for
+from tests.toy import ToyEngine
 from tests.toy_networks import write
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def stored(tmp_path: Path) -> StoredModel:
 @pytest.fixture
 def runtime(stored: StoredModel) -> Iterator[LocalRuntime]:
     changes: list[int] = []
-    local = LocalRuntime(stored, threads=1, memory_limit_bytes=1 << 20, on_change=lambda: changes.append(1))
+    local = LocalRuntime(stored, ToyEngine, threads=1, memory_limit_bytes=1 << 20, on_change=lambda: changes.append(1))
     yield local
     local.close()
 
@@ -89,7 +90,7 @@ def test_a_slow_device_shows_in_its_slow_down(runtime: LocalRuntime, monkeypatch
 
 
 def test_a_file_that_is_gone_is_an_error_when_it_is_waited_for(stored: StoredModel) -> None:
-    local = LocalRuntime(stored, threads=1, memory_limit_bytes=1 << 20)
+    local = LocalRuntime(stored, ToyEngine, threads=1, memory_limit_bytes=1 << 20)
     stored.path.unlink()
     local.build([local_plan(local.graph)])
     with pytest.raises(ModelError, match="the model file has been removed"):

@@ -118,7 +118,7 @@ def test_the_registries(tmp_path: Path) -> None:
     assert engine_for("mindir").name == "mindspore"
     with pytest.raises(ModelError, match="no engine takes models of the format 'unknown'"):
         engine_for("unknown")
-    with pytest.raises(SettingsError, match="engine: expected one of mindspore, toy, got 'unknown'"):
+    with pytest.raises(SettingsError, match="engine: expected one of mindspore, onnxruntime, toy, got 'unknown'"):
         ENGINES["unknown"]
     assert format_of(tmp_path / "a.toy") is FORMATS["toy"]
     assert format_of(tmp_path / "a.mindir") is FORMATS["mindir"]

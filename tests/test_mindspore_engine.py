@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from loadpart.mindir.v1 import mindir_pb2
 from loadpart_common.engines.executor import EngineExecutor
+from loadpart_common.engines.mindspore import engine
 from loadpart_common.engines.mindspore.denormals import flushed
 from loadpart_common.engines.mindspore.engine import MindSporeEngine, MindSporeModel
 from loadpart_common.engines.mindspore.zoo import NETWORKS, export
@@ -90,6 +92,38 @@ def test_the_whole_is_what_mindspore_computes_from_the_file(executor: EngineExec
             cache.unload(model)
 
     executor.run(check)
+
+
+def test_padding_by_a_convolution_gives_the_same_bits(
+    executor: EngineExecutor, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(cache: SegmentCache) -> None:
+        model = cache.load(exported / "padded" / "padded.mindir", "mindir")
+        segment = model.graph.head(model.graph.layer_count)
+        inputs = inputs_for(model.graph, 2)
+        (got,) = model.loaded.compile(segment, 2).run(inputs)
+        kinds: list[str] = []
+        replacing = engine.pad_by_convolution
+
+        def keep(written: mindir_pb2.Model) -> None:
+            kinds.extend(primitive.op_type for primitive in written.primitives)
+
+        monkeypatch.setattr(engine, "pad_by_convolution", keep)
+        (want,) = model.loaded.compile(segment, 2).run(inputs)
+        assert "Pad" in kinds
+        np.testing.assert_array_equal(got, want)
+        assert np.array_equal(np.signbit(got), np.signbit(want))
+        written = mindir_pb2.Model.FromString(model.file.write_segment(segment, 2))
+        replacing(written)
+        kinds = [primitive.op_type for primitive in written.primitives if _is_used(written, primitive.name)]
+        assert "Pad" not in kinds
+        cache.unload(model)
+
+    executor.run(check)
+
+
+def _is_used(model: mindir_pb2.Model, primitive: str) -> bool:
+    return any(node.op_type == f"REF::{primitive}" for node in model.graph.node)
 
 
 def test_denormals_are_flushed_whichever_thread_runs_a_kernel(executor: EngineExecutor, exported: Path) -> None:

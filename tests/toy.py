@@ -126,7 +126,7 @@ class ToyEngine(Engine):
     def version(cls) -> str:
         return "toy 1"
 
-    def load(self, model: ToyModel) -> ToyLoaded:  # type: ignore[override]
+    def load(self, model: ToyModel, _: Path | None) -> ToyLoaded:  # type: ignore[override]
         return ToyLoaded(model.graph)
 
     def close(self) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 LatencyFolder = Annotated[Path | None, typer.Option(help="Folder for what is measured of this machine.")]
 _LONGEST_ERROR = 20_000
 
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="mindspore or onnxruntime; auto: the first one that is installed.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of one operator; all cores if absent.")]
 
 

@@ -8,14 +8,17 @@ used after it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadpart_common.errors import CutError
 from loadpart_common.tensors import BATCH, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from loadpart_common.families import Family
 
 
@@ -51,14 +54,19 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """A stretch of layers that must stay in one piece, because layer `layer` changes memory that others in it read.
+    """A stretch of layers that must stay in one piece: cuts `first` < c <= `last` are refused.
 
-    Cuts `first` < c <= `last` are refused.
+    Attributes:
+        first: Its first layer.
+        last: Its last layer.
+        layer: The layer that is the reason.
+        why: The reason, as it follows on the layer's name in messages.
     """
 
     first: int
     last: int
     layer: int
+    why: str = "which changes memory in place, from the layers that share it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +156,8 @@ class Graph:
             raise CutError(f"cut {index} is out of range: expected 0 (no layer before it) to {self.layer_count} (all)")
         layer = self.layers[barrier.layer]
         raise CutError(
-            f"cut {index} would separate layer {layer.name!r} ({layer.kind}), which changes memory in place, "
-            f"from the layers that share it: expected at most {barrier.first} or at least {barrier.last + 1}"
+            f"cut {index} would separate layer {layer.name!r} ({layer.kind}), {barrier.why}: "
+            f"expected at most {barrier.first} or at least {barrier.last + 1}"
         )
 
     def head(self, index: int) -> Segment:
@@ -181,6 +189,17 @@ class Graph:
     @cached_property
     def _segments(self) -> dict[tuple[int, int], Segment]:
         return {}
+
+    def cut_only_at(self, cuts: Collection[int], why: str) -> Graph:
+        """The same network with barriers around all but some cuts.
+
+        Args:
+            cuts: The cuts that stay valid; the first and the last one always do.
+            why: See `Barrier.why`.
+        """
+        kept = sorted({cut.index for cut in self.cuts} & {0, *cuts, self.layer_count})
+        added = [Barrier(first, last - 1, first, why) for first, last in pairwise(kept) if last - first > 1]
+        return replace(self, barriers=(*self.barriers, *added))
 
     def _barrier_at(self, index: int) -> Barrier | None:
         return next((barrier for barrier in self.barriers if barrier.first < index <= barrier.last), None)

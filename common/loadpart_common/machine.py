@@ -13,6 +13,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def processor_features() -> str:
+    """The instructions that the processor has, as the kernel names them; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features"))), "")
+
+
 def machine_name() -> str:
     """Processor and number of cores."""
     try:

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from loadpart_common import console
-from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES, engine_for
+from loadpart_common.engines.registry import calibrated_engine
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.machine import usable_cores
 from loadpart_common.planning.plan import PlanKey
+from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.client import OffloadClient
 from loadpart_device.deciding.decision_log import read_decisions
@@ -71,6 +72,7 @@ def infer(
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How many times to run.")] = 1,
     deadline: Annotated[float | None, typer.Option(help="Seconds within which an answer is wanted.")] = None,
+    engine: console.EngineName = None,
     threads: console.Threads = None,
     cache: Cache = None,
     latency_folder: console.LatencyFolder = None,
@@ -86,6 +88,7 @@ def infer(
         "model": model,
         "policy": policy,
         "deadline": deadline,
+        "engine": engine,
         "threads": threads,
         "cache": cache,
         "latency_folder": latency_folder,
@@ -100,6 +103,7 @@ def infer(
             settings.model,
             policy=parse_policy(settings.policy),
             deadline=settings.deadline,
+            engine=settings.engine,
             threads=settings.threads,
             cache=settings.cache,
             latency_folder=settings.latency_folder,
@@ -136,6 +140,7 @@ def plan(
     every: Annotated[bool, typer.Option("--all", help="All cuts, not only those that can win.")] = False,
     as_json: Json = False,
     server: ServerOption = None,
+    engine: console.EngineName = None,
     threads: console.Threads = None,
     cache: Cache = None,
     latency_folder: console.LatencyFolder = None,
@@ -149,13 +154,14 @@ def plan(
     for name, value in (("bandwidth", bandwidth), ("load", load), ("device-slow-down", device_slow_down)):
         if value is not None and not 0 < value < float("inf"):
             raise SettingsError(f"{name}: expected a number above 0, got {value}")
-    settings = _model_settings(server, model, threads, cache, latency_folder, connect_timeout, config)
+    settings = _model_settings(server, model, engine, threads, cache, latency_folder, connect_timeout, config)
     with fetching() as on_progress:
         network = look_up(
             settings.model,
             Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES),
             cache=_cache(settings),
             latency_folder=_latency_folder(settings),
+            engine=settings.engine,
             threads=settings.threads or usable_cores(),
             timeout_seconds=settings.connect_timeout,
             measure=bandwidth is None,
@@ -184,21 +190,26 @@ def plan(
 
 @app.command()
 def calibrate(
+    engine: console.EngineName = None,
     threads: console.Threads = None,
     latency_folder: console.LatencyFolder = None,
     config: Config = None,
     show: Annotated[bool, typer.Option("--show", help="Print the latency model in use; measure nothing.")] = False,
 ) -> None:
     """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
-    settings = load_settings({"threads": threads, "latency_folder": latency_folder}, config, needs_model=False)
-    threads_of_one = settings.threads or usable_cores()
-    console.calibrate(Measurements(ENGINES[DEFAULT_ENGINE], threads_of_one, _latency_folder(settings)), show=show)
+    flags = {"engine": engine, "threads": threads, "latency_folder": latency_folder}
+    settings = load_settings(flags, config, needs_model=False)
+    measurements = Measurements(
+        calibrated_engine(settings.engine), settings.threads or usable_cores(), _latency_folder(settings)
+    )
+    console.calibrate(measurements, show=show)
 
 
 @app.command()
 def profile(
     model: Model = None,
     server: ServerOption = None,
+    engine: console.EngineName = None,
     threads: console.Threads = None,
     cache: Cache = None,
     latency_folder: console.LatencyFolder = None,
@@ -206,15 +217,15 @@ def profile(
     config: Config = None,
 ) -> None:
     """Measures heads and tails of a model on this machine; the model is fetched when it is not cached."""
-    settings = _model_settings(server, model, threads, cache, latency_folder, connect_timeout, config)
+    settings = _model_settings(server, model, engine, threads, cache, latency_folder, connect_timeout, config)
     with (
         contextlib.closing(Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES)) as connection,
         fetching() as on_progress,
     ):
         found = find_model([connection], settings.model, _cache(settings), settings.connect_timeout, on_progress)
-    engine = engine_for(found.stored.manifest.format)
-    measurements = Measurements(engine, settings.threads or usable_cores(), _latency_folder(settings))
-    console.profile(measurements, found.stored)
+    engine_class, stored = choose_engine(found.stored, settings.engine)
+    measurements = Measurements(engine_class, settings.threads or usable_cores(), _latency_folder(settings))
+    console.profile(measurements, stored)
 
 
 @app.command()
@@ -245,6 +256,7 @@ def replay(
 def _model_settings(
     server: str | None,
     model: str | None,
+    engine: str | None,
     threads: int | None,
     cache: str | None,
     latency_folder: Path | None,
@@ -253,7 +265,7 @@ def _model_settings(
 ) -> Settings:
     """Settings of the commands that look at a model without running an inference."""
     flags: dict[str, Any] = {"server": server, "model": model, "threads": threads, "cache": cache}
-    flags |= {"latency_folder": latency_folder, "connect_timeout": connect_timeout}
+    flags |= {"engine": engine, "latency_folder": latency_folder, "connect_timeout": connect_timeout}
     return load_settings(flags, config)
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from loadpart_common import forks
+from loadpart_common.engines.registry import AUTO
 from loadpart_common.errors import ClientClosedError, OffloadError
 from loadpart_common.machine import usable_cores
 from loadpart_common.planning.plan import local_plan, plan_at
+from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.deciding.decision_log import DecisionLog
@@ -59,6 +61,7 @@ class OffloadClient:
         policy: str | int = "load-aware",
         deadline: float | None = None,
         hedge: bool = True,
+        engine: str = AUTO,
         threads: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         latency_folder: str | os.PathLike[str] | None = None,
@@ -81,6 +84,8 @@ class OffloadClient:
                 the device begins to finish itself in time, as far as that is possible.
             hedge: Whether the device also begins to finish itself when an answer is later than predicted by the margin
                 of error of the predictions; the first of the two to finish counts. It costs at most 1 % of its time.
+            engine: `mindspore`, `onnxruntime`, or `auto` for the first of them that is installed. Results have the same
+                bits as the server's when both use the same one.
             threads: Cores to compute on; all by default. Results have the same bits as the server's when it computes on
                 as many.
             cache: Folder for fetched models; `~/.cache/loadpart/models` by default.
@@ -97,11 +102,11 @@ class OffloadClient:
         Raises:
             ModelNotFoundError: The server does not serve the model; or it cannot be reached, and the model is not
                 cached.
-            ModelError: The model is damaged.
+            ModelError: The model is damaged, or the engine cannot run it.
             CutError: The policy is a cut that the network does not have.
             AccessError: The server does not let this device in.
-            SettingsError: The target, the policy or the metrics' address is none, a file of measurements is damaged,
-                or this process is a fork of one that had a client.
+            SettingsError: The target, the policy, the engine or the metrics' address is none, a file of measurements
+                is damaged, or this process is a fork of one that had a client.
         """
         endpoint = target if isinstance(target, Endpoint) else Endpoint.parse(target, credentials=credentials_from())
         self._deadline = check_deadline(deadline)
@@ -114,12 +119,14 @@ class OffloadClient:
             connection = Connection(endpoint, max_message_bytes)
             undo.callback(connection.close)
             folder = Path(cache) if cache else default_cache()
-            stored, _, why_not = find_model([connection], model, folder, connect_timeout, on_progress)
+            found, _, why_not = find_model([connection], model, folder, connect_timeout, on_progress)
+            engine_class, stored = choose_engine(found, engine)
             manifest = stored.manifest
             self._digest, self.labels, self._graph = manifest.digest, manifest.labels, stored.graph
             self._policy = make_policy(policy, self._graph)
             self._local = local = LocalRuntime(
                 stored,
+                engine_class,
                 threads=threads or usable_cores(),
                 memory_limit_bytes=segment_memory_bytes,
                 latency_folder=Path(latency_folder) if latency_folder else None,

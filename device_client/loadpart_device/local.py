@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
 from loadpart_common.engines.executor import EngineExecutor
-from loadpart_common.engines.registry import engine_for
 from loadpart_common.engines.timing import idle_seconds
 from loadpart_common.errors import ClientClosedError
 from loadpart_common.latency.anchors import Anchors
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
+    from loadpart_common.engines.base import Engine
     from loadpart_common.engines.segment_cache import CachedModel, SegmentCache
     from loadpart_common.graph import Graph, Segment, Value
     from loadpart_common.store.model_store import StoredModel
@@ -43,6 +43,7 @@ class LocalRuntime:
     def __init__(
         self,
         stored: StoredModel,
+        engine: type[Engine],
         *,
         threads: int,
         memory_limit_bytes: int,
@@ -52,21 +53,20 @@ class LocalRuntime:
         """Starts the process's engine, in the background.
 
         Args:
-            stored: The model.
+            stored: The model, with the cuts that the engine has.
+            engine: The engine.
             threads: Threads of one operator.
             memory_limit_bytes: Bound on the memory of compiled segments, weights left out.
             latency_folder: Folder with what was measured of this machine; the usual one when None.
             on_change: Called, on the engine's thread, when `is_ready` or `head_seconds` have changed.
 
         Raises:
-            ModelError: No engine takes the model.
             SettingsError: Another client of this process uses another number of threads, or what was measured of this
                 machine is in a file that is damaged.
         """
         self._on_change = on_change
         self.graph: Graph = stored.graph
         self._stored = stored
-        engine = engine_for(stored.manifest.format)
         measurements = Measurements(engine, threads, latency_folder)
         self._curves = Curves(self.graph, measurements.model())
         self._anchors = Anchors()

@@ -30,6 +30,7 @@ class Settings:
     model: str = ""
     policy: str = "load-aware"
     deadline: float | None = None
+    engine: str = "auto"
     threads: int | None = None
     cache: str | None = None
     latency_folder: str | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,14 +15,19 @@ from rich.table import Table
 from loadpart_common import console
 from loadpart_common.engines.mindspore.zoo import FORMAT, NETWORKS
 from loadpart_common.engines.mindspore.zoo import export as export_network
-from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES, engine_for
+from loadpart_common.engines.registry import ENGINES, calibrated_engine
 from loadpart_common.errors import OffloadError
+from loadpart_common.formats.registry import FORMATS
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.logs import log_to_stderr
+from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.store.model_store import ModelStore
 from loadpart_edge.access.commands import app as credentials
 from loadpart_edge.daemon import Daemon
 from loadpart_edge.settings import ENV_PREFIX, load_settings
+
+if TYPE_CHECKING:
+    from loadpart_common.store.model_store import StoredModel
 
 app = typer.Typer(
     name="loadpart-edge",
@@ -56,6 +62,7 @@ def serve(
         bool | None, typer.Option("--open-health", help="Answer health checks of clients without credentials.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; each holds all models.")] = None,
+    engine: console.EngineName = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one worker; 0 shares out the cores.")] = None,
     queue_limit: Annotated[int | None, typer.Option(help="Jobs that may wait; more are refused.")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest message that is accepted.")] = None,
@@ -115,8 +122,9 @@ def models(store: Store = None, config: Config = None) -> None:
     """Lists the model store."""
     target = ModelStore(load_settings({"store": store}, config).store)
     table = Table(
-        "model", "format", "input", "output", "layers", "cuts", "GFLOP", "MB", "digest", box=None, header_style="bold"
-    )
+        "model", "format", "input", "output", "layers", "cuts", "GFLOP", "MB", "digest", "engines",
+        box=None, header_style="bold",
+    )  # fmt: skip
     for name in target.names():
         try:
             stored = target.open(name)
@@ -134,6 +142,7 @@ def models(store: Store = None, config: Config = None) -> None:
             f"{sum(layer.flops for layer in graph.layers) / 1e9:.2f}",
             f"{manifest.file_bytes / 1e6:.1f}",
             manifest.digest[:12],
+            console.shown(", ".join(_engines_of(stored))),
         )
     if table.row_count:
         Console().print(table)
@@ -141,34 +150,45 @@ def models(store: Store = None, config: Config = None) -> None:
         Console().print(f"no models in {target.folder}: 'loadpart-edge export' puts some there", highlight=False)
 
 
+def _engines_of(stored: StoredModel) -> list[str]:
+    """The installed engines that run a model; for one that cannot, why."""
+    name = stored.manifest.format
+    engines = [ENGINES[each] for each in ENGINES if name in ENGINES[each].formats and ENGINES[each].is_installed()]
+    with contextlib.closing(FORMATS[name].open(stored.path)) as model:
+        reasons = [(engine.name, engine.why_not(model)) for engine in engines]
+    return [engine if why is None else f"not {engine} ({why})" for engine, why in reasons]
+
+
 @app.command()
 def calibrate(
+    engine: console.EngineName = None,
     threads: console.Threads = None,
     latency_folder: console.LatencyFolder = None,
     config: Config = None,
     show: Annotated[bool, typer.Option("--show", help="Print the latency model in use; measure nothing.")] = False,
 ) -> None:
     """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
-    settings = load_settings({"threads": threads, "latency_folder": latency_folder}, config)
-    engine = ENGINES[DEFAULT_ENGINE]
-    console.calibrate(Measurements(engine, settings.worker_threads, settings.latency_folder), show=show)
+    settings = load_settings({"engine": engine, "threads": threads, "latency_folder": latency_folder}, config)
+    measurements = Measurements(calibrated_engine(settings.engine), settings.worker_threads, settings.latency_folder)
+    console.calibrate(measurements, show=show)
 
 
 @app.command()
 def profile(
     names: Annotated[list[str] | None, typer.Argument(help="Models in the store; all if absent.")] = None,
+    engine: console.EngineName = None,
     threads: console.Threads = None,
     store: Store = None,
     latency_folder: console.LatencyFolder = None,
     config: Config = None,
 ) -> None:
     """Measures heads and tails of models on this machine; the daemon takes their figures from then on."""
-    settings = load_settings({"threads": threads, "store": store, "latency_folder": latency_folder}, config)
+    flags = {"engine": engine, "threads": threads, "store": store, "latency_folder": latency_folder}
+    settings = load_settings(flags, config)
     models = ModelStore(settings.store)
     for name in names or models.names():
-        stored = models.open(name)
-        engine = engine_for(stored.manifest.format)
-        console.profile(Measurements(engine, settings.worker_threads, settings.latency_folder), stored)
+        engine_class, stored = choose_engine(models.open(name), settings.engine)
+        console.profile(Measurements(engine_class, settings.worker_threads, settings.latency_folder), stored)
 
 
 def main() -> None:

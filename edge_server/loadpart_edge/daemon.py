@@ -186,6 +186,7 @@ class Daemon:
         self._to_build = len(preparations) * settings.workers
         workers = LocalWorkers(
             self._models.stored,
+            engine=settings.engine,
             workers=settings.workers,
             threads=settings.worker_threads,
             max_message_bytes=settings.max_message_bytes,

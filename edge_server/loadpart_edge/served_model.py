@@ -19,6 +19,7 @@ from loadpart_edge.workers.base import Preparation
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loadpart_common.engines.base import Engine
     from loadpart_common.graph import Cut
     from loadpart_common.latency.model import LatencyModel
     from loadpart_common.latency.profile import Profile
@@ -38,7 +39,7 @@ class ServedModel:
         name: Its name.
         stored: Its file and manifest.
         graph: Its layers.
-        engine: Name and version of the engine that runs its tails.
+        engine: The engine that runs its tails.
         candidates: Plans whose tails are built ahead: those that can win.
         tail_seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,); the mean of the hosts.
         modelled_tail_seconds: The same from the latency model alone.
@@ -50,7 +51,7 @@ class ServedModel:
         self,
         name: str,
         stored: StoredModel,
-        engine: str,
+        engine: type[Engine],
         latency: LatencyModel,
         profile: Profile,
         on_change: Callable[[], None],
@@ -62,7 +63,7 @@ class ServedModel:
         Args:
             name: Its name.
             stored: Its file and manifest.
-            engine: Name and version of the engine that runs its tails.
+            engine: The engine that runs its tails.
             latency: The latency model of this machine and that engine.
             profile: What was measured of the model on this machine.
             on_change: Called when `tail_seconds` or `ready_plans` have changed.

@@ -6,7 +6,6 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from loadpart_common.engines.registry import engine_for
 from loadpart_common.errors import (
     ModelError,
     ModelNotFoundError,
@@ -14,6 +13,7 @@ from loadpart_common.errors import (
 )
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
+from loadpart_common.store.engine_choice import choose_engine
 from loadpart_edge.served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class ServedModels:
         latency: dict[type[Engine], LatencyModel] = {}
         for name in names:
             try:
-                stored = store.open(name)
-                engine = engine_for(stored.manifest.format)
+                engine, stored = choose_engine(store.open(name), settings.engine)
                 measurements = Measurements(engine, settings.worker_threads, settings.latency_folder)
                 profile = measurements.profile(stored.manifest.digest)
             except OffloadError as error:
@@ -71,7 +70,7 @@ class ServedModels:
             model = ServedModel(
                 name,
                 stored,
-                engine.version(),
+                engine,
                 latency[engine],
                 profile,
                 self._count_change,

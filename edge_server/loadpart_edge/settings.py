@@ -92,6 +92,7 @@ class Settings(BaseSettings):
         le=256,
         description="worker processes; each holds all models",
     )
+    engine: str = Field("auto", description="engine that runs tails; auto: the first one that is installed")
     threads: int = Field(0, ge=0, le=1024, description="threads of one worker; 0 shares the cores among the workers")
     queue_limit: int = Field(64, ge=1, description="jobs that may wait; more are refused")
     max_message_bytes: int = Field(

@@ -56,6 +56,7 @@ class Engine(ABC):
     Attributes:
         name: What settings, measurements and the protocol call it.
         formats: Names of the model formats that it takes.
+        adopts: Whether `adopt` does anything.
         needs_own_thread: Whether everything must happen on one thread; if not, any thread may run segments.
         threads_fixed_for_process: Whether the number of threads can be chosen only once in a process's life.
         threads: Threads that one operator may use.
@@ -63,6 +64,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     formats: ClassVar[frozenset[str]]
+    adopts: ClassVar[bool] = False
     needs_own_thread: ClassVar[bool]
     threads_fixed_for_process: ClassVar[bool]
     threads: int
@@ -84,9 +86,42 @@ class Engine(ABC):
     def version(cls) -> str:
         """Name and version, such as `mindspore 2.8.0`; imports nothing heavy."""
 
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Whether its package is there; imports nothing heavy."""
+        return True
+
+    @classmethod
+    def why_not(cls, model: OpenModel) -> str | None:
+        """Why the engine cannot run a model of one of `formats`, as far as a look at it tells; None when it can."""
+        del model
+        return None
+
+    @classmethod
+    def adopt(cls, model: OpenModel, folder: Path) -> Collection[int] | None:
+        """Does once for a network, on each machine, what the engine needs before it runs segments of it.
+
+        Args:
+            model: A model of one of `formats`.
+            folder: An empty folder, for what `load` is to find.
+
+        Returns:
+            The cuts at which segments give the same bits as the whole network; None when all do.
+
+        Raises:
+            ModelError: The engine cannot run the network; the message names the operator.
+        """
+        del model, folder
+        return None
+
     @abstractmethod
-    def load(self, model: OpenModel) -> LoadedModel:
-        """Takes in a model of one of `formats`; weights are read when a segment first needs them."""
+    def load(self, model: OpenModel, adopted: Path | None) -> LoadedModel:
+        """Takes in a model of one of `formats`; weights are read when a segment first needs them.
+
+        Args:
+            model: The model.
+            adopted: The folder that `adopt` has filled; None when it was not called.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from loadpart_common.engines.adoption import adopted_folder
 from loadpart_common.errors import ClientClosedError, ModelError, ModelNotFoundError
 from loadpart_common.formats.registry import FORMATS
 
@@ -146,7 +147,8 @@ class SegmentCache:
             raise ModelError(
                 f"the model file has been replaced or damaged: expected digest {digest[:12]}..., got {found[:12]}..."
             )
-        return CachedModel(file, self.engine.load(file))
+        adopted = adopted_folder(type(self.engine), digest) if digest is not None else None
+        return CachedModel(file, self.engine.load(file, adopted))
 
     def _held_bytes(self) -> int:
         return sum(compiled.nbytes for compiled, _, _ in self._compiled.values())

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadpart_common.files import FileState
+    from loadpart_common.formats.onnx.program import OnnxProgram
     from loadpart_common.graph import Graph, Segment
 
 
@@ -35,6 +36,13 @@ class OpenModel(Protocol):
 
     def write_segment(self, segment: Segment, batch: int) -> bytes:
         """A segment as a model of its own, in this format, for `batch` items; weights may be left empty."""
+
+    def onnx(self) -> OnnxProgram:
+        """The network as ONNX.
+
+        Raises:
+            ModelError: An operator has no translation; the message names it.
+        """
 
     def close(self) -> None:
         """Closes the file."""

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadpart_common.engines.registry import engine_for
 from loadpart_common.errors import SettingsError, UnavailableError
 from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.planning.plan import points
+from loadpart_common.store.engine_choice import choose_engine
 from loadpart_device.deciding.explain import Network
 from loadpart_device.edges.edge import Edge
 from loadpart_device.edges.probe_budget import ProbeBudget
@@ -31,6 +31,7 @@ def look_up(
     *,
     cache: Path,
     latency_folder: Path | None,
+    engine: str,
     threads: int,
     timeout_seconds: float,
     measure: bool,
@@ -45,6 +46,7 @@ def look_up(
         connection: To the server; it is closed.
         cache: Folder of fetched models.
         latency_folder: Folder with what was measured of this machine; the usual one when None.
+        engine: Name of the engine, or `auto`.
         threads: Threads of one operator.
         timeout_seconds: How long to wait for the server.
         measure: Whether to measure the link and the load, too; then the server has to be there.
@@ -65,8 +67,9 @@ def look_up(
             link, load = _measure(edge, timeout_seconds)
     finally:
         edge.close()
+    engine_class, stored = choose_engine(stored, engine)
     graph = stored.graph
-    measurements = Measurements(engine_for(stored.manifest.format), threads, latency_folder)
+    measurements = Measurements(engine_class, threads, latency_folder)
     curves, profile = Curves(graph, measurements.model()), measurements.profile(stored.manifest.digest)
     heads = curves.head_seconds(profile.heads)
     if info is None:

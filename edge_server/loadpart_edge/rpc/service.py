@@ -138,7 +138,7 @@ class OffloadService:
                 name=model.name,
                 digest=model.stored.manifest.digest,
                 format=model.stored.manifest.format,
-                engine=model.engine,
+                engine=model.engine.version(),
                 tail_seconds=model.tail_seconds.tolist(),
                 modelled_tail_seconds=model.modelled_tail_seconds.tolist(),
                 ready_plans=[offload_pb2.Plan(cut=plan.cut, codec=plan.codec) for plan in sorted(model.ready_plans)],

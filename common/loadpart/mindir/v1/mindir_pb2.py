@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1floadpart/mindir/v1/mindir.proto\x12\x12loadpart.mindir.v1\"d\n\x06Tensor\x12\x10\n\x04\x64ims\x18\x01 \x03(\x03\x42\x02\x10\x00\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x07 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x15\n\rexternal_data\x18\x0c \x01(\x0c\"\xa0\x01\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01i\x18\x03 \x01(\x03\x12\x10\n\x04ints\x18\n \x03(\x03\x42\x02\x10\x00\x12+\n\x07tensors\x18\x0c \x03(\x0b\x32\x1a.loadpart.mindir.v1.Tensor\x12\x0c\n\x04type\x18\x10 \x01(\x05\x12-\n\x06values\x18\x11 \x03(\x0b\x32\x1d.loadpart.mindir.v1.Attribute\"\x86\x01\n\x04Node\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x30\n\tattribute\x18\x05 \x03(\x0b\x32\x1d.loadpart.mindir.v1.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\x8b\x01\n\tValueInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06tensor\x18\x02 \x01(\x0b\x32\x1a.loadpart.mindir.v1.Tensor\x12\x12\n\ndenotation\x18\x04 \x01(\t\x12\x30\n\tattr_info\x18\x05 \x01(\x0b\x32\x1d.loadpart.mindir.v1.Attribute\"\xc9\x01\n\x05Graph\x12&\n\x04node\x18\x01 \x03(\x0b\x32\x18.loadpart.mindir.v1.Node\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\tparameter\x18\x03 \x03(\x0b\x32\x1a.loadpart.mindir.v1.Tensor\x12,\n\x05input\x18\x05 \x03(\x0b\x32\x1d.loadpart.mindir.v1.ValueInfo\x12-\n\x06output\x18\x06 \x03(\x0b\x32\x1d.loadpart.mindir.v1.ValueInfo\"o\n\tPrimitive\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07op_type\x18\x02 \x01(\t\x12\x30\n\tattribute\x18\x03 \x03(\x0b\x32\x1d.loadpart.mindir.v1.Attribute\x12\x11\n\tprim_type\x18\x05 \x01(\x05\"\xc0\x01\n\x05Model\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12(\n\x05graph\x18\x07 \x01(\x0b\x32\x19.loadpart.mindir.v1.Graph\x12,\n\tfunctions\x18\x08 \x03(\x0b\x32\x19.loadpart.mindir.v1.Graph\x12\x31\n\nprimitives\x18\x0c \x03(\x0b\x32\x1d.loadpart.mindir.v1.Primitive*\xcf\x01\n\rAttributeType\x12\x1e\n\x1a\x41TTRIBUTE_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTRIBUTE_TYPE_INT64\x10\x07\x12\x1a\n\x16\x41TTRIBUTE_TYPE_TENSORS\x10\x13\x12\x18\n\x14\x41TTRIBUTE_TYPE_TUPLE\x10\x14\x12\x17\n\x13\x41TTRIBUTE_TYPE_LIST\x10\x15\x12\x19\n\x15\x41TTRIBUTE_TYPE_UMONAD\x10\x17\x12\x1a\n\x16\x41TTRIBUTE_TYPE_IOMONAD\x10\x18')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1floadpart/mindir/v1/mindir.proto\x12\x12loadpart.mindir.v1\"d\n\x06Tensor\x12\x10\n\x04\x64ims\x18\x01 \x03(\x03\x42\x02\x10\x00\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x07 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x15\n\rexternal_data\x18\x0c \x01(\x0c\"\xb6\x01\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01\x66\x18\x02 \x01(\x02\x12\t\n\x01i\x18\x03 \x01(\x03\x12\t\n\x01s\x18\x05 \x01(\x0c\x12\x10\n\x04ints\x18\n \x03(\x03\x42\x02\x10\x00\x12+\n\x07tensors\x18\x0c \x03(\x0b\x32\x1a.loadpart.mindir.v1.Tensor\x12\x0c\n\x04type\x18\x10 \x01(\x05\x12-\n\x06values\x18\x11 \x03(\x0b\x32\x1d.loadpart.mindir.v1.Attribute\"\x86\x01\n\x04Node\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x30\n\tattribute\x18\x05 \x03(\x0b\x32\x1d.loadpart.mindir.v1.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\x8b\x01\n\tValueInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x06tensor\x18\x02 \x01(\x0b\x32\x1a.loadpart.mindir.v1.Tensor\x12\x12\n\ndenotation\x18\x04 \x01(\t\x12\x30\n\tattr_info\x18\x05 \x01(\x0b\x32\x1d.loadpart.mindir.v1.Attribute\"\xc9\x01\n\x05Graph\x12&\n\x04node\x18\x01 \x03(\x0b\x32\x18.loadpart.mindir.v1.Node\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\tparameter\x18\x03 \x03(\x0b\x32\x1a.loadpart.mindir.v1.Tensor\x12,\n\x05input\x18\x05 \x03(\x0b\x32\x1d.loadpart.mindir.v1.ValueInfo\x12-\n\x06output\x18\x06 \x03(\x0b\x32\x1d.loadpart.mindir.v1.ValueInfo\"o\n\tPrimitive\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07op_type\x18\x02 \x01(\t\x12\x30\n\tattribute\x18\x03 \x03(\x0b\x32\x1d.loadpart.mindir.v1.Attribute\x12\x11\n\tprim_type\x18\x05 \x01(\x05\"\xc0\x01\n\x05Model\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12(\n\x05graph\x18\x07 \x01(\x0b\x32\x19.loadpart.mindir.v1.Graph\x12,\n\tfunctions\x18\x08 \x03(\x0b\x32\x19.loadpart.mindir.v1.Graph\x12\x31\n\nprimitives\x18\x0c \x03(\x0b\x32\x1d.loadpart.mindir.v1.Primitive*\x84\x02\n\rAttributeType\x12\x1e\n\x1a\x41TTRIBUTE_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTRIBUTE_TYPE_FLOAT\x10\x01\x12\x18\n\x14\x41TTRIBUTE_TYPE_INT64\x10\x07\x12\x19\n\x15\x41TTRIBUTE_TYPE_STRING\x10\x08\x12\x1a\n\x16\x41TTRIBUTE_TYPE_TENSORS\x10\x13\x12\x18\n\x14\x41TTRIBUTE_TYPE_TUPLE\x10\x14\x12\x17\n\x13\x41TTRIBUTE_TYPE_LIST\x10\x15\x12\x19\n\x15\x41TTRIBUTE_TYPE_UMONAD\x10\x17\x12\x1a\n\x16\x41TTRIBUTE_TYPE_IOMONAD\x10\x18')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSOR'].fields_by_name['dims']._serialized_options = b'\020\000'
   _globals['_ATTRIBUTE'].fields_by_name['ints']._loaded_options = None
   _globals['_ATTRIBUTE'].fields_by_name['ints']._serialized_options = b'\020\000'
-  _globals['_ATTRIBUTETYPE']._serialized_start=1112
-  _globals['_ATTRIBUTETYPE']._serialized_end=1319
+  _globals['_ATTRIBUTETYPE']._serialized_start=1134
+  _globals['_ATTRIBUTETYPE']._serialized_end=1394
   _globals['_TENSOR']._serialized_start=55
   _globals['_TENSOR']._serialized_end=155
   _globals['_ATTRIBUTE']._serialized_start=158
-  _globals['_ATTRIBUTE']._serialized_end=318
-  _globals['_NODE']._serialized_start=321
-  _globals['_NODE']._serialized_end=455
-  _globals['_VALUEINFO']._serialized_start=458
-  _globals['_VALUEINFO']._serialized_end=597
-  _globals['_GRAPH']._serialized_start=600
-  _globals['_GRAPH']._serialized_end=801
-  _globals['_PRIMITIVE']._serialized_start=803
-  _globals['_PRIMITIVE']._serialized_end=914
-  _globals['_MODEL']._serialized_start=917
-  _globals['_MODEL']._serialized_end=1109
+  _globals['_ATTRIBUTE']._serialized_end=340
+  _globals['_NODE']._serialized_start=343
+  _globals['_NODE']._serialized_end=477
+  _globals['_VALUEINFO']._serialized_start=480
+  _globals['_VALUEINFO']._serialized_end=619
+  _globals['_GRAPH']._serialized_start=622
+  _globals['_GRAPH']._serialized_end=823
+  _globals['_PRIMITIVE']._serialized_start=825
+  _globals['_PRIMITIVE']._serialized_end=936
+  _globals['_MODEL']._serialized_start=939
+  _globals['_MODEL']._serialized_end=1131
 # @@protoc_insertion_point(module_scope)

@@ -31,8 +31,12 @@ class _AttributeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attribu
     DESCRIPTOR: _descriptor.EnumDescriptor
     ATTRIBUTE_TYPE_UNSPECIFIED: _AttributeType.ValueType  # 0
     """No kind was given."""
+    ATTRIBUTE_TYPE_FLOAT: _AttributeType.ValueType  # 1
+    """A single-precision number, in `f`."""
     ATTRIBUTE_TYPE_INT64: _AttributeType.ValueType  # 7
     """A 64-bit signed integer, in `i`."""
+    ATTRIBUTE_TYPE_STRING: _AttributeType.ValueType  # 8
+    """Text, in `s`."""
     ATTRIBUTE_TYPE_TENSORS: _AttributeType.ValueType  # 19
     """A list of tensors (or one), in `tensors`."""
     ATTRIBUTE_TYPE_TUPLE: _AttributeType.ValueType  # 20
@@ -49,8 +53,12 @@ class AttributeType(_AttributeType, metaclass=_AttributeTypeEnumTypeWrapper):
 
 ATTRIBUTE_TYPE_UNSPECIFIED: AttributeType.ValueType  # 0
 """No kind was given."""
+ATTRIBUTE_TYPE_FLOAT: AttributeType.ValueType  # 1
+"""A single-precision number, in `f`."""
 ATTRIBUTE_TYPE_INT64: AttributeType.ValueType  # 7
 """A 64-bit signed integer, in `i`."""
+ATTRIBUTE_TYPE_STRING: AttributeType.ValueType  # 8
+"""Text, in `s`."""
 ATTRIBUTE_TYPE_TENSORS: AttributeType.ValueType  # 19
 """A list of tensors (or one), in `tensors`."""
 ATTRIBUTE_TYPE_TUPLE: AttributeType.ValueType  # 20
@@ -110,15 +118,21 @@ class Attribute(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    F_FIELD_NUMBER: _builtins.int
     I_FIELD_NUMBER: _builtins.int
+    S_FIELD_NUMBER: _builtins.int
     INTS_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name; empty for the elements of a tuple."""
+    f: _builtins.float
+    """The value, when it is a single-precision number."""
     i: _builtins.int
     """The value, when it is an integer or a boolean."""
+    s: _builtins.bytes
+    """The value, when it is text."""
     type: _builtins.int
     """Which of the fields holds the value. A number that this file does not name is kept as it is."""
     @_builtins.property
@@ -137,15 +151,17 @@ class Attribute(_message.Message):
         self,
         *,
         name: _builtins.str | None = ...,
+        f: _builtins.float | None = ...,
         i: _builtins.int | None = ...,
+        s: _builtins.bytes | None = ...,
         ints: _abc.Iterable[_builtins.int] | None = ...,
         tensors: _abc.Iterable[Global___Tensor] | None = ...,
         type: _builtins.int | None = ...,
         values: _abc.Iterable[Global___Attribute] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["i", b"i", "name", b"name", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["f", b"f", "i", b"i", "name", b"name", "s", b"s", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["i", b"i", "ints", b"ints", "name", b"name", "tensors", b"tensors", "type", b"type", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["f", b"f", "i", b"i", "ints", b"ints", "name", b"name", "s", b"s", "tensors", b"tensors", "type", b"type", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

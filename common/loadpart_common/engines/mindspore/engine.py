@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loadpart.mindir.v1 import mindir_pb2
 from loadpart_common.engines.base import Engine
 from loadpart_common.engines.mindspore import interrupts
 from loadpart_common.engines.mindspore.denormals import flushed
+from loadpart_common.engines.mindspore.padding import pad_by_convolution
 from loadpart_common.engines.mindspore.preparation import prepare_import
 from loadpart_common.errors import ModelError, SettingsError
 from loadpart_common.scratch import ScratchFolder
@@ -69,7 +72,9 @@ class MindSporeModel:
         specs = [graph.spec(value) for value in segment.inputs]
         prefix = f"{self._file.program.model.graph.name}:"
         try:
-            cell = self._engine.load_cell(self._file.write_segment(segment, batch))
+            written = mindir_pb2.Model.FromString(self._file.write_segment(segment, batch))
+            pad_by_convolution(written)
+            cell = self._engine.load_cell(written.SerializeToString())
             # The loaded graph has empty weights; they are replaced by the model's, which all segments share.
             for parameter in cell.get_parameters():
                 parameter.set_data(self._weight(prefix + parameter.name))
@@ -135,7 +140,12 @@ class MindSporeEngine(Engine):
         """Name and version."""
         return f"{cls.name} {importlib.metadata.version('mindspore')}"
 
-    def load(self, model: MindIRModel) -> MindSporeModel:  # type: ignore[override]  # the engine takes one format only
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Whether MindSpore is there."""
+        return importlib.util.find_spec("mindspore") is not None
+
+    def load(self, model: MindIRModel, _: Path | None) -> MindSporeModel:  # type: ignore[override]  # takes one format
         """Loads a MindIR model."""
         return MindSporeModel(self, model)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from loadpart.mindir.v1 import mindir_pb2
-from loadpart_common.errors import ModelError, ModelNotFoundError
-from loadpart_common.files import FileState, file_state, open_regular
+from loadpart_common.errors import ModelError
+from loadpart_common.formats.mapped_file import MappedFile
 from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
 from loadpart_common.protobuf_fields import WireError, fields
 
@@ -37,12 +35,10 @@ class Weight:
     nbytes: int
 
 
-class ModelFile:
+class ModelFile(MappedFile):
     """A MindIR file.
 
     Attributes:
-        path: The file.
-        identity: State of the file when it was opened.
         structure: The message without the elements of its weights.
         weights: The place of each weight, by its name in the file (`GRAPH:NAME`).
     """
@@ -54,19 +50,7 @@ class ModelFile:
             ModelNotFoundError: There is no such file.
             ModelError: The file is not MindIR, is cut short, or keeps its weights in other files.
         """
-        self.path = path
-        try:
-            self._file = open_regular(path)
-        except FileNotFoundError as error:
-            raise ModelNotFoundError(f"no model file at {path}") from error
-        except OSError as error:
-            raise ModelError(f"cannot read the model file: {error}") from error
-        self.identity = self._state()
-        try:
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            self._file.close()
-            raise ModelError(f"cannot read model file {path}: {error}") from error
+        super().__init__(path)
         self.structure = mindir_pb2.Model()
         self.weights: dict[str, Weight] = {}
         try:
@@ -77,22 +61,6 @@ class ModelFile:
         if not self.structure.graph.node:
             self.close()
             raise ModelError(f"{path} is not a MindIR file, or it is damaged: it holds no graph")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the file."""
-        return len(self._map)
-
-    def digest(self) -> str:
-        """SHA-256 of the file, in hexadecimal."""
-        with memoryview(self._map) as view:
-            return hashlib.sha256(view).hexdigest()
 
     def read_weight(self, name: str) -> Array:
         """A copy of a weight's elements.
@@ -105,20 +73,6 @@ class ModelFile:
         weight = self.weights[name]
         count = math.prod(weight.shape)
         return np.frombuffer(self._map, weight.dtype, count, weight.offset).reshape(weight.shape).copy()
-
-    def release_pages(self) -> None:
-        """Lets the system drop pages of the file that were read from memory."""
-        self._map.madvise(mmap.MADV_DONTNEED)
-
-    def close(self) -> None:
-        """Unmaps the file."""
-        self._map.close()
-        self._file.close()
-
-    def _state(self) -> FileState:
-        state = file_state(self._file)
-        assert state is not None  # the file is open
-        return state
 
     def _parse(self) -> None:
         """Parses all but the elements of the weights: these are most of the file, and parsing would copy them twice."""

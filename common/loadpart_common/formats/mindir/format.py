@@ -13,6 +13,7 @@ from loadpart_common.formats.mindir.segment import write_segment
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from loadpart_common.formats.onnx.program import OnnxProgram
     from loadpart_common.graph import Graph, Segment
 
 
@@ -44,6 +45,17 @@ class MindIRModel(ModelFile):
     def write_segment(self, segment: Segment, batch: int) -> bytes:
         """A segment as a MindIR model; its weights are named but empty."""
         return write_segment(self.program, self.graph, segment, batch).SerializeToString()
+
+    def onnx(self) -> OnnxProgram:
+        """The network as ONNX, its weights left in this file.
+
+        Raises:
+            ModelError: An operator has no translation; the message names it.
+        """
+        from loadpart_common.formats.mindir.operators import TRANSLATIONS
+        from loadpart_common.formats.mindir.translator import Translator
+
+        return Translator(self, self.program, self.graph, TRANSLATIONS).translate()
 
 
 class MindIR:

@@ -121,6 +121,11 @@ class Program:
         by_name = {attribute.name: attribute for attribute in primitive.attribute}
         return next((tuple(integers(by_name[key])) for key in keys if key in by_name), ())
 
+    def text(self, name: str, key: str) -> str:
+        """The text of an attribute of a node's primitive; empty when it has none."""
+        primitive = self._primitives[self.nodes[name].op_type.removeprefix("REF::")]
+        return next((each.s.decode() for each in primitive.attribute if each.name == key), "")
+
     def _kind(self, node: mindir_pb2.Node) -> str:
         if node.op_type == "Constant":
             return "Constant"

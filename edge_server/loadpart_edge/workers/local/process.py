@@ -162,6 +162,7 @@ class LocalWorkers:
         self,
         find_model: Callable[[str], StoredModel],
         *,
+        engine: str,
         workers: int,
         threads: int,
         max_message_bytes: int,
@@ -172,6 +173,7 @@ class LocalWorkers:
 
         Args:
             find_model: Gives the model with a digest.
+            engine: Name of the engine, or `auto`.
             workers: How many workers there will be.
             threads: Threads of one worker.
             max_message_bytes: Largest message, and so the most that the tensors of a job take.
@@ -179,6 +181,7 @@ class LocalWorkers:
             log_level: Level of a worker's log.
         """
         self._find_model = find_model
+        self._engine = engine
         self._workers = workers
         self._threads = threads
         self._slot_bytes = max_message_bytes + _SLOT_MARGIN_BYTES
@@ -193,7 +196,7 @@ class LocalWorkers:
         with theirs:
             descriptors = (theirs.fileno(), slot.descriptor)
             cores = ",".join(map(str, self._cores(seat)))
-            arguments = (*descriptors, self._threads, self._segment_memory_bytes, self._log_level, cores)
+            arguments = (*descriptors, self._engine, self._threads, self._segment_memory_bytes, self._log_level, cores)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "loadpart_edge.workers.local.main", *map(str, arguments)),
                 pass_fds=descriptors,

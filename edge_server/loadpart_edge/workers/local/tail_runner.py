@@ -36,8 +36,11 @@ log = logging.getLogger(__name__)
 class TailRunner:
     """Builds and runs tails."""
 
-    def __init__(self, slot: Slot, *, threads: int, memory_limit_bytes: int, cores: Collection[int]) -> None:
+    def __init__(
+        self, slot: Slot, *, engine: str, threads: int, memory_limit_bytes: int, cores: Collection[int]
+    ) -> None:
         self._slot = slot
+        self._engine = engine
         self._threads = threads
         self._memory_limit_bytes = memory_limit_bytes
         self._cores = cores
@@ -102,7 +105,7 @@ class TailRunner:
                 self._dropped.append((digest, segment.first, batch))
 
     def _cache(self, format_name: str) -> SegmentCache:
-        engine = engine_for(format_name)
+        engine = engine_for(format_name, self._engine)
         if engine.name not in self._caches:
             started = engine(threads=self._threads, cores=self._cores)
             cache = self._caches[engine.name] = SegmentCache(started, self._memory_limit_bytes)

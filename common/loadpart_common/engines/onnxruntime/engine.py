@@ -1,0 +1,228 @@
+"""The ONNX Runtime engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import mmap
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loadpart_common.engines.base import Engine
+from loadpart_common.engines.onnxruntime.runtime import runtime
+from loadpart_common.errors import CutError, ModelError
+from loadpart_common.scratch import ScratchFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from loadpart_common.engines.onnxruntime.optimised import OptimisedNetwork
+    from loadpart_common.formats.base import OpenModel
+    from loadpart_common.graph import Segment
+    from loadpart_common.tensors import Array
+
+_FIXED_BYTES = 1 << 20
+"""Memory of a segment besides the values that flow through it."""
+
+_OPTIMISED, _WEIGHTS = "optimised.onnx", "optimised.weights"
+_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
+_ERRORS_ONLY = 3
+
+_SMALL_BYTES = 1024
+"""Weights that are smaller stay in the optimised network; the others are shared by all segments."""
+
+
+class OnnxRuntimeSegment:
+    """See `engines.base.CompiledSegment`."""
+
+    def __init__(self, session: Any, inputs: int, nbytes: int) -> None:
+        self._session = session
+        self._names = [f"input{number}" for number in range(inputs)]
+        self.nbytes = nbytes
+
+    def run(self, arrays: list[Array]) -> list[Array]:
+        """Runs the segment."""
+        outputs: list[Array] = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
+        return outputs
+
+
+class OnnxRuntimeModel:
+    """See `engines.base.LoadedModel`."""
+
+    def __init__(self, engine: OnnxRuntimeEngine, file: OpenModel, folder: Path) -> None:
+        self._engine = engine
+        self._file = file
+        self._folder = folder
+        self._network = _optimised(file, folder)
+        self._weights = {name: engine.shared(array) for name, array in _weights(self._network, folder).items()}
+        self._sessions: dict[tuple[int, int], Any] = {}
+
+    def compile(self, segment: Segment, batch: int) -> OnnxRuntimeSegment:
+        """Makes a segment ready: one session serves all batch sizes.
+
+        Raises:
+            CutError: The segment would begin or end within operators that the engine runs as one.
+        """
+        key = segment.first, segment.stop
+        if key not in self._sessions:
+            model = self._network.segment(segment)
+            if model is None:
+                raise CutError(
+                    f"layers {segment.first} to {segment.stop - 1} cannot be cut out: {self._engine.name} runs layers "
+                    "there as one operator"
+                )
+            weights = self._weights_of(model)
+            self._sessions[key] = self._engine.session(model.SerializeToString(), weights, self._folder)
+        layers = self._file.graph.layers[segment.first : segment.stop]
+        flowing = sum(spec.nbytes(batch) for layer in layers for spec in layer.outputs[:1])
+        return OnnxRuntimeSegment(self._sessions[key], len(segment.inputs), flowing + _FIXED_BYTES)
+
+    def close(self) -> None:
+        """Drops the weights."""
+        self._sessions.clear()
+        self._weights.clear()
+
+    def _weights_of(self, model: Any) -> dict[str, Any]:
+        names = (tensor.name for tensor in model.graph.initializer)
+        return {name: self._weights[name] for name in names if name in self._weights}
+
+
+class OnnxRuntimeEngine(Engine):
+    """See `engines.base.Engine`."""
+
+    name = "onnxruntime"
+    formats = frozenset({"mindir"})
+    needs_own_thread = False
+    threads_fixed_for_process = False
+    adopts = True
+
+    def __init__(self, *, threads: int, cores: Collection[int] | None = None) -> None:
+        """Starts ONNX Runtime; threads that it starts may use the given cores."""
+        if cores:
+            os.sched_setaffinity(0, cores)
+        self._runtime = runtime()
+        self.threads = threads
+        self._folders: list[ScratchFolder] = []
+
+    @classmethod
+    def version(cls) -> str:
+        """Name and version."""
+        return f"{cls.name} {importlib.metadata.version('onnxruntime')}"
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Whether ONNX Runtime is there, and what its models are written with."""
+        return all(importlib.util.find_spec(name) is not None for name in ("onnxruntime", "onnx"))
+
+    @classmethod
+    def why_not(cls, model: OpenModel) -> str | None:
+        """Which operator cannot be written as ONNX."""
+        try:
+            model.onnx()
+        except ModelError as error:
+            return str(error)
+        return None
+
+    @classmethod
+    def adopt(cls, model: OpenModel, folder: Path) -> Collection[int]:
+        """Optimises a network as a whole; it can be cut where no operators were fused.
+
+        Raises:
+            ModelError: It has operators that the engine does not know; the message names one.
+        """
+        program = model.onnx()
+        try:
+            _optimise(program.model.SerializeToString(), program.folder, folder / _OPTIMISED)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            raise ModelError(f"the engine {cls.name} cannot load the model: {_first_line(error)}") from error
+        network = _optimised(model, folder)
+        return [cut.index for cut in model.graph.cuts if network.can_cut(cut.index)]
+
+    def load(self, model: OpenModel, adopted: Path | None) -> OnnxRuntimeModel:
+        """Takes in an optimised network; optimises it first, which takes a second or so, when it is none yet."""
+        if adopted is None:
+            self._folders.append(ScratchFolder("loadpart-onnxruntime-"))
+            adopted = self._folders[-1].path
+            self.adopt(model, adopted)
+        return OnnxRuntimeModel(self, model, adopted)
+
+    def close(self) -> None:
+        """Removes the files that the engine wrote."""
+        for folder in self._folders:
+            folder.close()
+
+    def session(self, model: bytes, weights: dict[str, Any], folder: Path) -> Any:
+        """A session that runs a model as it is.
+
+        Args:
+            model: The model.
+            weights: What its weights are, by name.
+            folder: Where the file with the weights lies, which ONNX Runtime wants to see although it reads none.
+        """
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry(_FOLDER_OPTION, str(folder))
+        # Otherwise each session keeps the weights of matrix products a second time, in another order: 2 GB for the
+        # tails of vgg16, for nothing with one image. Bits differ between the two, so it is the same for all segments.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        for name, value in weights.items():
+            options.add_initializer(name, value)
+        return self._runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def shared(self, array: Array) -> Any:
+        """An array as a weight that sessions share."""
+        return self._runtime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _optimise(model: bytes, weights_folder: Path, target: Path) -> None:
+    """Writes a model as ONNX Runtime optimises it, and its weights to a file beside it."""
+    onnxruntime = runtime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(target)
+    for key, value in {
+        _FOLDER_OPTION: str(weights_folder),
+        "session.optimized_model_external_initializers_file_name": _WEIGHTS,
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALL_BYTES),
+    }.items():
+        options.add_session_config_entry(key, value)
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _optimised(file: OpenModel, folder: Path) -> OptimisedNetwork:
+    """The network that `_optimise` has written."""
+    import onnx
+
+    from loadpart_common.engines.onnxruntime.optimised import OptimisedNetwork
+
+    return OptimisedNetwork(onnx.load(folder / _OPTIMISED, load_external_data=False), file.onnx(), file.graph)
+
+
+def _weights(network: OptimisedNetwork, folder: Path) -> dict[str, Array]:
+    """The weights of an optimised network that lie in the file beside it, mapped into memory."""
+    from onnx import TensorProto, helper
+
+    path = folder / _WEIGHTS
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    weights: dict[str, Array] = {}
+    for name, tensor in network.initializers.items():
+        if tensor.data_location == TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            count = int(np.prod(tensor.dims, dtype=np.int64))
+            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            weights[name] = np.frombuffer(mapped, dtype, count, int(place.get("offset", 0))).reshape(tensor.dims)
+    return weights
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -1,0 +1,198 @@
+"""Makes the format-neutral graph of an ONNX model: layers, shapes, and the stretches that must not be cut."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import helper, shape_inference
+
+from loadpart_common.errors import ModelError
+from loadpart_common.formats.onnx.families import family_of, flops
+from loadpart_common.formats.onnx.program import OnnxProgram, captured
+from loadpart_common.graph import Barrier, Graph, Layer, Value
+from loadpart_common.tensors import BATCH, DTYPES, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+_BATCH_NAME = "loadpart_batch"
+_WHY = "whose output has no size that is known before it runs, from layers that use it"
+_NOWHERE = TensorSpec("", "uint8", ())
+"""Stands for an output that never crosses a cut."""
+
+
+class Built(NamedTuple):
+    """A graph, and the model that it is of."""
+
+    graph: Graph
+    program: OnnxProgram
+
+
+def build(model: onnx.ModelProto, folder: Path, title: str) -> Built:
+    """The graph of a model, and the model with the names of the graph's values.
+
+    Args:
+        model: The model; large weights are given by their places.
+        folder: Where the files with its weights lie.
+        title: What the model is called in messages.
+
+    Raises:
+        ModelError: The model has a circle, misses a tensor, or has a size that is not known; the message names it.
+    """
+    return _Builder(model, folder, title).build()
+
+
+class _Builder:
+    def __init__(self, model: onnx.ModelProto, folder: Path, title: str) -> None:
+        self._model = onnx.ModelProto()
+        self._model.CopyFrom(model)
+        self._graph = self._model.graph
+        self._folder, self._title = folder, title
+        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._values: dict[str, Value] = {}
+
+    def build(self) -> Built:
+        inputs = [info for info in self._graph.input if info.name not in self._weights]
+        has_batch = self._open_batch(inputs)
+        nodes = self._layers(inputs)
+        specs = self._specs(has_batch)
+        for info in inputs:
+            if specs.get(info.name) is None:
+                raise ModelError(
+                    f"{self._title}: input {info.name!r} has sizes that are not fixed "
+                    f"({_sizes(info)}); only the first one, the batch, may vary"
+                )
+        layers, last_use = [], dict.fromkeys(self._values, -1)
+        titles = _unique([node.name or node.output[0] for node in nodes])
+        for index, (node, name) in enumerate(zip(nodes, titles, strict=True)):
+            layers.append(self._layer(node, name, specs))
+            last_use.update({read: index for read in captured(node) if read in self._values})
+        outputs = []
+        for info in self._graph.output:
+            if info.name not in self._values:
+                raise ModelError(f"{self._title}: output {info.name!r} does not depend on any input")
+            if specs.get(info.name) is None:
+                raise ModelError(f"{self._title}: output {info.name!r} has sizes that are not known before it runs")
+            outputs.append(self._values[info.name])
+        barriers = [
+            Barrier(value.layer, last_use[name], value.layer, _WHY)
+            for name, value in self._values.items()
+            if value.layer >= 0 and specs.get(name) is None and last_use[name] > value.layer
+        ]
+        graph = Graph(
+            tuple(specs[info.name] or _NOWHERE for info in inputs), tuple(layers), tuple(outputs), tuple(barriers)
+        )
+        return Built(
+            graph, OnnxProgram(self._model, {value: name for name, value in self._values.items()}, self._folder)
+        )
+
+    def _open_batch(self, inputs: Iterable[onnx.ValueInfoProto]) -> bool:
+        """Gives the batch one name where it may vary, and tells whether it may."""
+        firsts = [info.type.tensor_type.shape.dim[:1] for info in inputs]
+        may_vary = bool(firsts) and all(first and not first[0].HasField("dim_value") for first in firsts)
+        if may_vary:
+            for first in firsts:
+                first[0].dim_param = _BATCH_NAME
+        return may_vary
+
+    def _layers(self, inputs: Iterable[onnx.ValueInfoProto]) -> list[onnx.NodeProto]:
+        """The nodes that depend on an input, in order; names the values.
+
+        Raises:
+            ModelError: A node reads what nothing before it makes.
+        """
+        self._values.update({info.name: Value(-1, index) for index, info in enumerate(inputs)})
+        known = {"", *self._values, *self._weights, *(each.values.name for each in self._graph.sparse_initializer)}
+        nodes: list[onnx.NodeProto] = []
+        for node in self._graph.node:
+            missing = next((name for name in captured(node) if name not in known), None)
+            if missing is not None:
+                raise ModelError(
+                    f"{self._title}: node {node.name or node.output[0]!r} uses {missing!r}, which nothing before it "
+                    "makes"
+                )
+            if twice := next((name for name in node.output if name and name in known), None):
+                raise ModelError(f"{self._title}: {twice!r} is made twice")
+            known.update(node.output)
+            if any(name in self._values for name in captured(node)):
+                self._values.update(
+                    {name: Value(len(nodes), element) for element, name in enumerate(node.output) if name}
+                )
+                nodes.append(node)
+        return nodes
+
+    def _specs(self, has_batch: bool) -> dict[str, TensorSpec | None]:
+        """What is known of each tensor; None for one that cannot cross a cut."""
+        try:
+            inferred = shape_inference.infer_shapes(self._model, data_prop=True).graph
+        except Exception as error:  # its errors have no base class of their own
+            raise ModelError(f"{self._title}: the shapes do not fit each other: {error}") from error
+        infos = [*inferred.value_info, *inferred.input, *inferred.output]
+        return {info.name: _spec(info, has_batch) for info in infos}
+
+    def _layer(self, node: onnx.NodeProto, name: str, specs: Mapping[str, TensorSpec | None]) -> Layer:
+        inputs = tuple(dict.fromkeys(self._values[read] for read in captured(node) if read in self._values))
+        outputs = []
+        for element, made in enumerate(node.output):
+            spec = specs.get(made)
+            title = name if len(node.output) == 1 else f"{name}:{element}"
+            outputs.append(_NOWHERE if spec is None else TensorSpec(title, spec.dtype, spec.shape))
+        shapes = [self._shape(read, specs) for read in node.input]
+        kernel = next((tuple(each.ints) for each in node.attribute if each.name == "kernel_shape"), ())
+        return Layer(
+            name=name,
+            kind=node.op_type,
+            family=family_of(node.op_type),
+            inputs=inputs,
+            outputs=tuple(outputs),
+            flops=flops(node.op_type, shapes, outputs[0].concrete(1), kernel),
+            weight_bytes=sum(_nbytes(self._weights[read]) for read in set(captured(node)) if read in self._weights),
+        )
+
+    def _shape(self, name: str, specs: Mapping[str, TensorSpec | None]) -> tuple[int, ...]:
+        if name in self._weights:
+            return tuple(self._weights[name].dims)
+        spec = specs.get(name)
+        return () if spec is None else spec.concrete(1)
+
+
+def _spec(info: onnx.ValueInfoProto, has_batch: bool) -> TensorSpec | None:
+    """What is known of a tensor; None when it cannot cross a cut."""
+    kind = info.type.tensor_type
+    if not info.type.HasField("tensor_type") or not kind.HasField("shape"):
+        return None
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+    except (KeyError, TypeError):
+        return None
+    sizes = []
+    for axis, dimension in enumerate(kind.shape.dim):
+        if axis == 0 and has_batch and dimension.dim_param == _BATCH_NAME:
+            sizes.append(BATCH)
+        elif dimension.HasField("dim_value") and dimension.dim_value >= 0:
+            sizes.append(dimension.dim_value)
+        else:
+            return None
+    return TensorSpec(info.name, dtype, tuple(sizes)) if dtype in DTYPES else None
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims) * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+
+
+def _sizes(info: onnx.ValueInfoProto) -> str:
+    sizes = info.type.tensor_type.shape.dim
+    return ", ".join(str(size.dim_value) if size.HasField("dim_value") else size.dim_param or "?" for size in sizes)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique

@@ -1,0 +1,173 @@
+"""MindIR networks on ONNX Runtime: the translation, and cuts of the optimised network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from benchmarks.daemon import daemon
+
+from loadpart_common.engines.adoption import adopted_graph
+from loadpart_common.engines.executor import EngineExecutor
+from loadpart_common.engines.mindspore.engine import MindSporeEngine
+from loadpart_common.engines.onnxruntime.engine import OnnxRuntimeEngine
+from loadpart_common.engines.registry import ENGINES, engine_for
+from loadpart_common.engines.segment_cache import SegmentCache
+from loadpart_common.errors import CutError, ModelError, SettingsError
+from loadpart_common.formats.mindir.format import MindIR
+from loadpart_common.graph import Value
+from tests.networks import SERVABLE
+from tests.support import inputs_for
+from tests.test_mindspore_engine import split, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from loadpart_common.graph import Graph
+    from loadpart_common.tensors import Array
+
+ENGINE = "onnxruntime"
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "adopted"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def cache() -> Iterator[SegmentCache]:
+    made = SegmentCache(OnnxRuntimeEngine(threads=1))
+    yield made
+    made.close()
+
+
+def digest_of(path: Path) -> str:
+    with contextlib.closing(MindIR().open(path)) as model:
+        return model.digest()
+
+
+def graph_of(path: Path) -> Graph:
+    """The network as ONNX Runtime can cut it."""
+    with contextlib.closing(MindIR().open(path)) as model:
+        return adopted_graph(OnnxRuntimeEngine, model.graph, path, "mindir", model.digest())
+
+
+@pytest.mark.parametrize("name", SERVABLE)
+def test_head_then_tail_is_the_whole_to_the_last_bit(cache: SegmentCache, exported: Path, name: str) -> None:
+    path = exported / name / f"{name}.mindir"
+    graph = graph_of(path)
+    model = cache.load(path, "mindir", digest_of(path))
+    for batch in (1, 3) if graph.takes_batches else (graph.smallest_batch,):
+        inputs = inputs_for(graph, batch)
+        expected = whole(cache, model, inputs)
+        for cut in graph.cuts:
+            for got, want in zip(split(cache, model, inputs, cut.index), expected, strict=True):
+                np.testing.assert_array_equal(got, want)
+    cache.unload(model)
+
+
+@pytest.mark.parametrize("name", SERVABLE)
+def test_outputs_are_those_of_mindspore_up_to_rounding(cache: SegmentCache, exported: Path, name: str) -> None:
+    path = exported / name / f"{name}.mindir"
+    model = cache.load(path, "mindir", digest_of(path))
+    inputs = inputs_for(model.graph, model.graph.smallest_batch)
+    executor = EngineExecutor.acquire(MindSporeEngine, threads=1, memory_limit_bytes=256 << 20)
+
+    def reference(other: SegmentCache) -> list[Array]:
+        return whole(other, other.load(path, "mindir"), inputs)
+
+    for got, want in zip(whole(cache, model, inputs), executor.run(reference), strict=True):
+        assert got.dtype == want.dtype
+        assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+    executor.release()
+
+
+def test_a_cut_within_fused_layers_is_refused(cache: SegmentCache, exported: Path) -> None:
+    path = exported / "tiny" / "tiny.mindir"
+    graph = graph_of(path)
+    model = cache.load(path, "mindir", digest_of(path))
+    fused = sorted({cut.index for cut in model.graph.cuts} - {cut.index for cut in graph.cuts})
+    assert fused, "a convolution and the normalisation after it are one operator"
+    assert len(graph.cuts) > 4
+    with pytest.raises(CutError, match="runs with it as one operator"):
+        graph.cut(fused[0])
+    with pytest.raises(CutError, match="as one operator"):
+        cache.segment(model, model.graph.tail(fused[0]), 1)
+
+
+def test_an_operator_without_a_translation_is_refused_by_its_name(exported: Path, tmp_path: Path) -> None:
+    path = tmp_path / "odd.mindir"
+    data = (exported / "tiny" / "tiny.mindir").read_bytes()
+    path.write_bytes(data.replace(b"ReduceMean", b"ReduceOdds"))
+    with pytest.raises(ModelError, match="operator ReduceOdds has no translation"):
+        graph_of(path)
+
+
+def test_an_engine_that_is_not_there_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"engine: expected one of .*onnxruntime.*, got 'tensorflow'"):
+        engine_for("mindir", "tensorflow")
+    with pytest.raises(ModelError, match="takes no models of the format 'toy'"):
+        engine_for("toy", ENGINE)
+    assert ENGINES[ENGINE].is_installed()
+
+
+def test_device_and_server_on_onnx_runtime_never_import_mindspore(exported: Path, tmp_path: Path) -> None:
+    """From fetching the model to the answer, at every cut."""
+    store = tmp_path / "store"
+    (store / "tiny").mkdir(parents=True)
+    (store / "tiny" / "tiny.mindir").write_bytes((exported / "tiny" / "tiny.mindir").read_bytes())
+    with daemon("--store", str(store), "--threads", "1", "--engine", ENGINE) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", _DEVICE, server.target, str(tmp_path / "cache")],
+            capture_output=True, text=True, check=True, timeout=120, env=dict(os.environ),
+        )  # fmt: skip
+        told = json.loads(done.stdout)
+        maps = "".join((proc / "maps").read_text() for proc in _processes(server.process.pid))
+    assert told["remote"] > 2
+    assert told["wrong"] == 0
+    assert not told["mindspore"]
+    assert "mindspore" not in maps
+    assert "onnxruntime" in maps
+
+
+_DEVICE = """
+import json, sys
+import numpy as np
+from loadpart_device import OffloadClient
+image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+remote = wrong = 0
+with OffloadClient(sys.argv[1], "tiny", engine="onnxruntime", threads=1, cache=sys.argv[2], policy="local") as client:
+    client.wait_ready()
+    expected = client.infer(image).output
+    for cut in client.graph.cuts[:-1]:
+        client.policy = cut.index
+        result = client.infer(image)
+        remote += result.plan.location != "local"
+        wrong += not np.array_equal(result.output, expected)
+print(json.dumps({"remote": remote, "wrong": wrong, "mindspore": "mindspore" in sys.modules}))
+"""
+
+
+def _processes(pid: int) -> list[Path]:
+    from pathlib import Path
+
+    import psutil
+
+    process = psutil.Process(pid)
+    return [Path(f"/proc/{each.pid}") for each in [process, *process.children(recursive=True)]]
+
+
+def test_values_of_the_graph_are_named(exported: Path) -> None:
+    with contextlib.closing(MindIR().open(exported / "two" / "two.mindir")) as model:
+        names = model.onnx().names
+        assert {Value(-1, 0), Value(-1, 1)} <= names.keys()
+        assert len(names) == 2 + sum(len(layer.outputs) for layer in model.graph.layers)
