@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from loadpart_common.planning.plan import PlanKey, Point, plan_at
 from loadpart_common.planning.plans import Plans, Weights
-from loadpart_common.planning.winners import winning_plans
+from loadpart_common.planning.winners import game_value, winning_plans
 from tests.test_graph import chain
 
 amounts = st.floats(0, 10, allow_nan=False).map(lambda value: round(value, 3))
@@ -44,6 +45,25 @@ def test_no_weights_make_a_plan_win_that_was_not_kept(points: list[Point], seed:
         batch = int(rng.integers(1, 4))
         best = min(everything.costs(weights, batch))
         assert min(kept.costs(weights, batch)) == pytest.approx(best, rel=1e-6, abs=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 60), st.integers(0, 2**32 - 1), st.booleans())
+def test_the_value_of_a_game_is_that_of_its_linear_programme(rows: int, columns: int, seed: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    payoffs = rng.uniform(-1, 1, (rows, columns))
+    if ties:  # equal ratios, in which the simplex method may go round in circles
+        payoffs = np.round(payoffs * 3) / 3
+    bounds = [(0, None)] * rows + [(None, None)]
+    solved = linprog(
+        c=[0] * rows + [-1],
+        A_ub=np.hstack([-payoffs.T, np.ones((columns, 1))]),
+        b_ub=np.zeros(columns),
+        A_eq=[[1] * rows + [0]],
+        b_eq=[1],
+        bounds=bounds,
+    )
+    assert game_value(payoffs) == pytest.approx(solved.x[-1], abs=1e-9)
 
 
 def test_a_plan_that_wins_only_behind_a_burst_is_kept() -> None:

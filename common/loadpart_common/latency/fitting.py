@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import nnls
 
+from loadpart_common.errors import SettingsError
 from loadpart_common.latency.features import OTHER, SEGMENT
 from loadpart_common.latency.model import LatencyModel
 from loadpart_common.machine import machine_name
@@ -65,6 +65,10 @@ def _least_squares(samples: list[Sample]) -> tuple[dict[str, dict[str, float]], 
     inverse of the error that the last one left it, which comes near to least absolute deviations: a piece that a noisy
     moment made slow does not count for more than others (iteratively reweighted least squares).
     """
+    try:
+        from scipy.optimize import nnls
+    except ImportError as error:
+        raise SettingsError("calibrating needs SciPy: expected 'pip install loadpart[calibrate]'") from error
     keys = sorted({key for sample in samples for key in sample.amounts})
     rows = np.array([[sample.amounts.get(key, 0.0) / sample.seconds for key in keys] for sample in samples])
     scale = rows.max(axis=0)

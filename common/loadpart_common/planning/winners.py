@@ -19,6 +19,7 @@ _LEAST_MARGIN = 1e-9
 """Of coordinates scaled to 1: a plan that others tie with for all of its weights need not be kept."""
 
 _BYTES = 1
+_TINY = 1e-12
 
 
 def winning_plans(plans: Sequence[Point]) -> tuple[Point, ...]:
@@ -28,13 +29,11 @@ def winning_plans(plans: Sequence[Point]) -> tuple[Point, ...]:
     the points. Where f bytes cross at once, the cost counts max(bytes - f, 0). As f grows to a plan's own bytes, its
     cost falls by as much as that of any other plan or by more; beyond them, only others' costs fall. So a plan wins for
     some burst exactly if it wins for f = its own bytes, and this burst turns every other plan's bytes into a plain
-    coordinate again. Whether it wins then is a linear programme: a plan wins for no weights exactly if a mixture of
-    others is nowhere above it (Farkas' lemma).
+    coordinate again. Whether it wins then is a matrix game: one player chooses the weights, the other one a plan that
+    is to be cheaper; a plan wins for some weights exactly if that game is worth more than nothing to the first.
 
     The result is the same for devices and links of any speed, since scaling a coordinate only scales its weight.
     """
-    from scipy.optimize import linprog
-
     matrix = np.array(
         [[p.device_seconds, p.uplink_bytes, p.server_seconds, not p.key.is_local] for p in plans], dtype=float
     )
@@ -49,19 +48,40 @@ def winning_plans(plans: Sequence[Point]) -> tuple[Point, ...]:
         own = matrix[row].copy()
         others[:, _BYTES] = np.maximum(others[:, _BYTES] - own[_BYTES], 0.0)
         own[_BYTES] = 0.0
-        # Find weights w >= 0 of sum 1 and the largest margin m such that w . other >= w . own + m for every other.
-        result = linprog(
-            c=[0, 0, 0, 0, -1],
-            A_ub=np.hstack([own - others, np.ones((len(others), 1))]),
-            b_ub=np.zeros(len(others)),
-            A_eq=[[1, 1, 1, 1, 0]],
-            b_eq=[1],
-            bounds=[(0, None)] * 4 + [(None, None)],
-            method="highs",
-        )
-        if result.status != 0 or result.x[4] > _LEAST_MARGIN:
+        if game_value((others - own).T) > _LEAST_MARGIN:
             winners.append(row)
     return tuple(plans[row] for row in winners)
+
+
+def game_value(payoffs: Array) -> float:
+    """The value of a matrix game: what its row player can be sure of, if both choose rows and columns at random.
+
+    By the simplex method (Dantzig 1951): with payoffs above 0, the value is 1 over the largest sum of y >= 0 with
+    payoffs . y <= 1. There are few rows, so a step costs next to nothing.
+
+    Args:
+        payoffs: What the row player gets, shape (rows, columns).
+    """
+    rows, columns = payoffs.shape
+    shift = 1.0 - min(float(payoffs.min()), 0.0)
+    # The columns are y, the slack of each row, and the right-hand side; the last row is the objective.
+    table = np.zeros((rows + 1, columns + rows + 1))
+    table[:rows, :columns] = payoffs + shift
+    table[:rows, columns : columns + rows] = np.eye(rows)
+    table[:rows, -1] = 1.0 + _TINY * np.arange(rows)  # no ties, in which the method could go round in circles
+    table[-1, :columns] = -1.0
+    while True:
+        entering = int(table[-1, :-1].argmin())
+        if table[-1, entering] >= -_TINY:
+            return 1.0 / float(table[-1, -1]) - shift
+        column = table[:rows, entering]
+        ratios = np.full(rows, np.inf)
+        np.divide(table[:rows, -1], column, out=ratios, where=column > _TINY)
+        leaving = int(ratios.argmin())
+        table[leaving] /= table[leaving, entering]
+        factors = table[:, entering].copy()
+        factors[leaving] = 0.0
+        table -= np.outer(factors, table[leaving])
 
 
 def _undominated(matrix: Array) -> list[int]:
