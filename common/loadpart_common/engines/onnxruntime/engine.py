@@ -38,9 +38,9 @@ _SMALL_BYTES = 1024
 class OnnxRuntimeSegment:
     """See `engines.base.CompiledSegment`."""
 
-    def __init__(self, session: Any, inputs: int, nbytes: int) -> None:
+    def __init__(self, session: Any, nbytes: int) -> None:
         self._session = session
-        self._names = [f"input{number}" for number in range(inputs)]
+        self._names = [given.name for given in session.get_inputs()]
         self.nbytes = nbytes
 
     def run(self, arrays: list[Array]) -> list[Array]:
@@ -78,7 +78,7 @@ class OnnxRuntimeModel:
             self._sessions[key] = self._engine.session(model.SerializeToString(), weights, self._folder)
         layers = self._file.graph.layers[segment.first : segment.stop]
         flowing = sum(spec.nbytes(batch) for layer in layers for spec in layer.outputs[:1])
-        return OnnxRuntimeSegment(self._sessions[key], len(segment.inputs), flowing + _FIXED_BYTES)
+        return OnnxRuntimeSegment(self._sessions[key], flowing + _FIXED_BYTES)
 
     def close(self) -> None:
         """Drops the weights."""

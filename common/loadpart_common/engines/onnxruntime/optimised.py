@@ -17,7 +17,7 @@ from loadpart_common.formats.onnx.program import captured
 from loadpart_common.tensors import BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from loadpart_common.formats.onnx.program import OnnxProgram
     from loadpart_common.graph import Graph, Segment, Value
@@ -41,6 +41,25 @@ class _Place(NamedTuple):
 
     plain: str
     blocked: str
+
+    @property
+    def crossing(self) -> str:
+        """What the value is called where it enters or leaves a segment."""
+        return self.plain or f"{self.blocked}.plain"
+
+
+class _Pieces(NamedTuple):
+    """What a segment is made of.
+
+    Attributes:
+        inputs: Where its inputs are.
+        nodes: Its nodes, in order.
+        outputs: Where its outputs are.
+    """
+
+    inputs: list[_Place]
+    nodes: list[onnx.NodeProto]
+    outputs: list[_Place]
 
 
 class OptimisedNetwork:
@@ -69,37 +88,31 @@ class OptimisedNetwork:
 
     def can_cut(self, index: int) -> bool:
         """Whether both sides of a cut can be cut out."""
-        return all(self.segment(side) is not None for side in (self._graph.head(index), self._graph.tail(index)))
+        return all(self._pieces(side) is not None for side in (self._graph.head(index), self._graph.tail(index)))
 
     def segment(self, segment: Segment) -> onnx.ModelProto | None:
         """A segment as a model of its own, for any batch size; None when it cannot be cut out.
 
-        Its inputs and outputs are named `input0`, `input1`, ... and `output0`, ...; its weights are named like those of
-        the network, and empty.
+        Its inputs and outputs are in the order of the segment's; its weights are named like those of the network, and
+        empty.
         """
-        known: dict[str, str] = {}
-        first: list[onnx.NodeProto] = []
-        for number, value in enumerate(segment.inputs):
-            place = self._places.get(value)
-            if place is None:
-                return None
-            name = f"input{number}"
-            known[place.plain] = name
-            if place.blocked:
-                if self._graph.spec(value).shape[1] % _CHANNEL_STEP:
-                    return None
-                known[place.blocked] = f"{name}.blocked"
-                first.append(_node("ReorderInput", name, f"{name}.blocked"))
-        known.pop("", None)
-        wanted = [self._places.get(value) for value in segment.outputs]
-        if any(place is None for place in wanted):
-            return None
-        nodes = self._needed([place.plain or place.blocked for place in wanted if place is not None], known)
-        if nodes is None:
-            return None
-        return self._written(segment, first, nodes, known, [place for place in wanted if place is not None])
+        pieces = self._pieces(segment)
+        return None if pieces is None else self._written(segment, pieces)
 
-    def _needed(self, names: Iterable[str], known: Mapping[str, str]) -> list[onnx.NodeProto] | None:
+    def _pieces(self, segment: Segment) -> _Pieces | None:
+        """What a segment is made of; None when it cannot be cut out."""
+        inputs = [self._places[value] for value in segment.inputs if value in self._places]
+        outputs = [self._places[value] for value in segment.outputs if value in self._places]
+        if len(inputs) < len(segment.inputs) or len(outputs) < len(segment.outputs):
+            return None
+        for value, place in zip(segment.inputs, inputs, strict=True):
+            if place.blocked and self._graph.spec(value).shape[1] % _CHANNEL_STEP:
+                return None
+        known = {name for place in inputs for name in place if name}
+        nodes = self._needed([place.plain or place.blocked for place in outputs], known)
+        return None if nodes is None else _Pieces(inputs, nodes, outputs)
+
+    def _needed(self, names: Iterable[str], known: Collection[str]) -> list[onnx.NodeProto] | None:
         """The nodes that compute tensors from known ones, in order; None when known ones do not suffice."""
         pending, found = list(names), {}
         while pending:
@@ -114,39 +127,26 @@ class OptimisedNetwork:
                 pending.extend(captured(node))
         return sorted(found.values(), key=lambda node: self._order[id(node)])
 
-    def _written(
-        self,
-        segment: Segment,
-        first: Sequence[onnx.NodeProto],
-        nodes: Sequence[onnx.NodeProto],
-        known: Mapping[str, str],
-        wanted: Sequence[_Place],
-    ) -> onnx.ModelProto:
+    def _written(self, segment: Segment, pieces: _Pieces) -> onnx.ModelProto:
         model = onnx.ModelProto(ir_version=self._model.ir_version, producer_name=self._model.producer_name)
         model.opset_import.extend(self._model.opset_import)
         model.functions.extend(self._model.functions)
         graph = model.graph
         graph.name = "segment"
-        taken = {name for node in nodes for name in captured(node)}
-        taken |= {place.plain or place.blocked for place in wanted}
-        blocked = {known_as for name, known_as in known.items() if name in taken}
-        graph.node.extend(node for node in first if node.output[0] in blocked)
-        for node in nodes:
-            copy = graph.node.add()
-            copy.CopyFrom(node)
-            copy.input[:] = [known.get(name, name) for name in node.input]
-        graph.initializer.extend(tensor for name, tensor in self.initializers.items() if name in taken)
-        for number, value in enumerate(segment.inputs):
-            graph.input.append(self._info(f"input{number}", value))
-        for number, (value, place) in enumerate(zip(segment.outputs, wanted, strict=True)):
-            source, name = place.plain or place.blocked, f"output{number}"
-            if place.plain:
-                graph.node.append(helper.make_node("Identity", [known.get(source, source)], [name], name))
-            else:
-                node = _node("ReorderOutput", known.get(source, source), name)
+        taken = {name for node in pieces.nodes for name in captured(node)}
+        taken |= {place.plain or place.blocked for place in pieces.outputs}
+        for value, place in zip(segment.inputs, pieces.inputs, strict=True):
+            graph.input.append(self._info(place.crossing, value))
+            if place.blocked in taken:
+                graph.node.append(_node("ReorderInput", place.crossing, place.blocked))
+        graph.node.extend(pieces.nodes)
+        for value, place in zip(segment.outputs, pieces.outputs, strict=True):
+            graph.output.append(self._info(place.crossing, value))
+            if not place.plain:
+                node = _node("ReorderOutput", place.blocked, place.crossing)
                 node.attribute.append(helper.make_attribute("channels", self._graph.spec(value).shape[1]))
                 graph.node.append(node)
-            graph.output.append(self._info(name, value))
+        graph.initializer.extend(tensor for name, tensor in self.initializers.items() if name in taken)
         return model
 
     def _info(self, name: str, value: Value) -> onnx.ValueInfoProto:
@@ -160,7 +160,7 @@ class OptimisedNetwork:
         plain = {info.name for info in self._model.graph.input} | set(self._maker)
         chains = _Chains(program.model)
         blocked: dict[str, str] = {}
-        for node in self._model.graph.node:
+        for node in self._blocked_nodes():
             if (original := self._original(node, values, chains)) is not None:
                 blocked[original] = node.output[0]
         return {
@@ -169,11 +169,17 @@ class OptimisedNetwork:
             if name in plain or name in blocked
         }
 
+    def _blocked_nodes(self) -> Iterator[onnx.NodeProto]:
+        """The nodes whose outputs are in blocks: those made for it, and elementwise ones that read such tensors."""
+        tensors: set[str] = set()
+        for node in self._model.graph.node:
+            made_for_it = node.domain == _NCHWC and node.op_type != "ReorderOutput"
+            if made_for_it or (node.domain != _NCHWC and not tensors.isdisjoint(node.input)):
+                tensors.update(node.output)
+                yield node
+
     def _original(self, node: onnx.NodeProto, values: Mapping[str, Value], chains: _Chains) -> str | None:
-        """The tensor that the output of a node holds in blocks; None for a node whose output is plain."""
-        output = node.output[0] if node.output else ""
-        if output in values:
-            return None
+        """The tensor that the output of a node holds in blocks; None when the network had none such."""
         name = node.name.partition(_SUFFIX)[0] if node.domain == _NCHWC else node.name
         if name not in values:
             return None

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from loadpart_common.formats.mindir.translator import Translation, Translator
 
 _SPATIAL = 2
+_LARGEST = int(np.iinfo(np.int64).max)
+_SLICE_MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
+_PAD_MODES = {0: "pad", 1: "same", 2: "valid"}
 
 
 def _same(kind: str, **attributes: object) -> Translation:
@@ -63,7 +66,8 @@ def _conv2d(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> No
     to.add(
         "Conv", [to.tensor(node.input[0]), to.tensor(node.input[1])], outputs,
         kernel_shape=list(kernel), strides=strides, dilations=dilations,
-        group=to.attributes(node, "group", "groups")[0], pads=_pads(to, node, reach, strides),
+        group=to.attributes(node, "group", "groups")[0],
+        pads=_pads(to, node, to.text(node, "pad_mode"), reach, strides),
     )  # fmt: skip
 
 
@@ -99,10 +103,16 @@ def _batch_norm_ext(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str
 
 
 def _pool(kind: str) -> Translation:
+    extra = {"count_include_pad": 0} if kind == "AveragePool" else {}
+
     def translate(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
-        kernel, strides = _last_two(to, node, "kernel_size"), _last_two(to, node, "strides", "stride")
-        pads = _pads(to, node, kernel, strides)
-        extra = {"count_include_pad": 0} if kind == "AveragePool" else {}
+        if len(node.input) > 3:
+            kernel, strides = _ints(to, node, 1), _ints(to, node, 2)
+            mode = _PAD_MODES.get(_ints(to, node, 3)[0], "")
+        else:
+            kernel, strides = _last_two(to, node, "kernel_size"), _last_two(to, node, "strides", "stride")
+            mode = to.text(node, "pad_mode")
+        pads = _pads(to, node, mode, kernel, strides)
         to.add(kind, [to.tensor(node.input[0])], outputs[:1], kernel_shape=kernel, strides=strides, pads=pads, **extra)
 
     return translate
@@ -249,14 +259,65 @@ def _split(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> Non
 
 def _strided_slice(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
     begin, end, strides = (_ints(to, node, index) for index in (1, 2, 3))
-    masks = [sum(to.attributes(node, key)) for key in ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask")]
-    shrinks = sum(to.attributes(node, "shrink_axis_mask"))
-    if any(masks) or shrinks or begin[0] != 0:
-        raise to.refuse(node, "its masks are not supported")
-    ends = list(end)
-    ends[0] = np.iinfo(np.int64).max  # the whole batch
-    lists = [np.array(each, np.int64) for each in (begin, ends, range(len(begin)), strides)]
-    to.add("Slice", [to.tensor(node.input[0]), *map(to.constant, lists)], outputs)
+    if len(node.input) > 4:
+        masks = [_ints(to, node, index)[0] for index in range(4, 9)]
+    else:
+        masks = [sum(to.attributes(node, key)) for key in _SLICE_MASKS]
+    begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_mask = masks
+    if ellipsis_mask or new_axis_mask:
+        raise to.refuse(node, "it has an ellipsis or a new axis")
+    sizes = to.shape(node.input[0])
+    for axis, size in enumerate(sizes[: len(begin)]):
+        if begin_mask >> axis & 1:
+            begin[axis] = 0 if strides[axis] > 0 else _LARGEST
+        if end_mask >> axis & 1 or (strides[axis] > 0 and end[axis] >= size):
+            end[axis] = _LARGEST if strides[axis] > 0 else -_LARGEST
+        if shrink_mask >> axis & 1:
+            end[axis], strides[axis] = begin[axis] + 1 or _LARGEST, 1
+    shrunk = [axis for axis in range(len(begin)) if shrink_mask >> axis & 1]
+    lists = [np.array(each, np.int64) for each in (begin, end, range(len(begin)), strides)]
+    cut = f"{outputs[0]}.cut" if shrunk else outputs[0]
+    to.add("Slice", [to.tensor(node.input[0]), *map(to.constant, lists)], [cut])
+    if shrunk:
+        to.add("Squeeze", [cut, to.constant(np.array(shrunk, np.int64))], outputs)
+
+
+def _layer_norm(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
+    image, scale, bias, first, parameters, epsilon = node.input[:6]
+    axis = (to.numbers(first) or (-1,))[0]
+    if axis != (to.numbers(parameters) or (-1,))[0]:
+        raise to.refuse(node, "it normalises other axes than it scales")
+    (value,) = to.numbers(epsilon) or (1e-7,)
+    inputs = [to.tensor(name) for name in (image, scale, bias)]
+    to.add("LayerNormalization", inputs, outputs[:1], axis=int(axis), epsilon=value)
+
+
+def _gelu(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
+    """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), as MindSpore computes it (Hendrycks and Gimpel 2016)."""
+    image, name = to.tensor(node.input[0]), outputs[0]
+    cubic, inner, half, one = (to.constant(np.float32(c).reshape(())) for c in (0.044715, (2 / np.pi) ** 0.5, 0.5, 1.0))
+    to.add("Mul", [image, image], [f"{name}.square"])
+    to.add("Mul", [f"{name}.square", image], [f"{name}.cube"])
+    to.add("Mul", [f"{name}.cube", cubic], [f"{name}.cubic"])
+    to.add("Add", [image, f"{name}.cubic"], [f"{name}.sum"])
+    to.add("Mul", [f"{name}.sum", inner], [f"{name}.inner"])
+    to.add("Tanh", [f"{name}.inner"], [f"{name}.tanh"])
+    to.add("Add", [f"{name}.tanh", one], [f"{name}.gate"])
+    to.add("Mul", [image, half], [f"{name}.half"])
+    to.add("Mul", [f"{name}.half", f"{name}.gate"], outputs)
+
+
+def _resize_nearest(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
+    given, wanted = to.shape(node.input[0]), to.output_shape(node)
+    flags = [*to.attributes(node, "align_corners"), *to.attributes(node, "half_pixel_centers")]
+    flags += [int(_flag(to, name)) for name in node.input[2:4]]
+    if any(flags) or any(size % before for size, before in zip(wanted[2:], given[2:], strict=True)):
+        raise to.refuse(node, "it does not repeat every pixel equally often")
+    scales = np.array([1, 1, *(size / before for size, before in zip(wanted[2:], given[2:], strict=True))], np.float32)
+    to.add(
+        "Resize", [to.tensor(node.input[0]), "", to.constant(scales)], outputs,
+        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
 
 
 def _inplace_add(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
@@ -292,9 +353,8 @@ def _last_two(to: Translator, node: mindir_pb2.Node, *keys: str) -> list[int]:
     return numbers[-2:] if len(numbers) > 1 else numbers * 2
 
 
-def _pads(to: Translator, node: mindir_pb2.Node, reach: Sequence[int], strides: Sequence[int]) -> list[int]:
+def _pads(to: Translator, node: mindir_pb2.Node, mode: str, reach: Sequence[int], strides: Sequence[int]) -> list[int]:
     """Padding above, left, below, right: as given, or such that the output is as many strides long as the input."""
-    mode = to.text(node, "pad_mode")
     if mode == "valid":
         return [0, 0, 0, 0]
     if mode == "same":
@@ -302,7 +362,10 @@ def _pads(to: Translator, node: mindir_pb2.Node, reach: Sequence[int], strides: 
         totals = [max((out - 1) * stride + size - given, 0) for given, out, size, stride in sizes]
         before = [total // 2 for total in totals]
         return [*before, *(total - first for total, first in zip(totals, before, strict=True))]
-    top, bottom, left, right = to.attributes(node, "pad_list", "pad")
+    given = to.attributes(node, "pad_list", "pad")
+    if len(given) != 4:
+        raise to.refuse(node, f"expected padding on four sides, got {list(given)}")
+    top, bottom, left, right = given
     return [top, left, bottom, right]
 
 
@@ -336,9 +399,11 @@ TRANSLATIONS: dict[str, Translation] = {
     "Erf": _same("Erf"),
     "Exp": _same("Exp"),
     "Flatten": _flatten,
+    "GeLU": _gelu,
     "HSigmoid": _same("HardSigmoid", alpha=1 / 6, beta=0.5),
     "HSwish": _same("HardSwish"),
     "InplaceAddExt": _inplace_add,
+    "LayerNorm": _layer_norm,
     "LeakyReLUExt": _leaky_relu,
     "Log": _same("Log"),
     "LogSoftmax": _softmax("LogSoftmax"),
@@ -362,6 +427,7 @@ TRANSLATIONS: dict[str, Translation] = {
     "ReduceMin": _reduce("ReduceMin"),
     "ReduceSum": _reduce("ReduceSum"),
     "Reshape": _reshape,
+    "ResizeNearestNeighbor": _resize_nearest,
     "Sigmoid": _same("Sigmoid"),
     "SiLU": _silu,
     "Softmax": _softmax("Softmax"),
