@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+# The C module below `signal`, since importing that one takes long enough for Ctrl-C to come in the middle.
+import _signal as signal  # type: ignore[import-not-found]
 import sys
 
 _SERVER_EXTRA = frozenset({"pydantic", "pydantic_settings", "pynvml"})
