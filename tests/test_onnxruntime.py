@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,6 +103,28 @@ def test_a_cut_within_fused_layers_is_refused(cache: SegmentCache, exported: Pat
         graph.cut(fused[0])
     with pytest.raises(CutError, match="as one operator"):
         cache.segment(model, model.graph.tail(fused[0]), 1)
+
+
+def test_a_segment_may_run_while_its_model_is_unloaded(cache: SegmentCache, exported: Path) -> None:
+    path = exported / "tiny" / "tiny.mindir"
+    model = cache.load(path, "mindir", digest_of(path))
+    inputs = inputs_for(model.graph, 1)
+    expected = whole(cache, model, inputs)
+    segment = cache.segment(model, model.graph.head(model.graph.layer_count), 1)
+    unloaded = threading.Event()
+    results: list[list[Array]] = []
+
+    def run() -> None:
+        while not unloaded.is_set():
+            results.append(segment.run(inputs))
+        results.extend(segment.run(inputs) for _ in range(20))
+
+    running = threading.Thread(target=run)
+    running.start()
+    cache.unload(model)
+    unloaded.set()
+    running.join()
+    assert all(np.array_equal(result[0], expected[0]) for result in results)
 
 
 def test_an_operator_without_a_translation_is_refused_by_its_name(exported: Path, tmp_path: Path) -> None:

@@ -52,9 +52,6 @@ class ToyModel:
     def digest(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 
-    def write_segment(self, segment: Segment, batch: int) -> bytes:
-        return json.dumps([self.document["layers"][segment.first : segment.stop], batch]).encode()
-
     def close(self) -> None:
         pass
 

@@ -181,15 +181,17 @@ def run(report: Report, store: str, *, quick: bool, only: Sequence[str] = ()) ->
                 )  # fmt: skip
             same = workers == [child.pid for child in main.children()]
             log.seek(0)
-            tracebacks = log.read().count("Traceback")
+            tracebacks = log.read().split("Traceback (most recent call last)")[1:]
         console.print(table)
         report_ends(report, same, tracebacks, idle)
 
 
-def report_ends(report: Report, same: bool, tracebacks: int, idle: int) -> None:
+def report_ends(report: Report, same: bool, tracebacks: Sequence[str], idle: int) -> None:
     table = report.table("after all attacks", "what", "figure")
     report.add(table, same, "workers", "lived" if same else "DIED")
-    report.add(table, not tracebacks, "tracebacks in the log", tracebacks)
+    report.add(table, not tracebacks, "tracebacks in the log", len(tracebacks))
+    for text in tracebacks[:3]:
+        console.print(text[:2000], markup=False)
     report.add(table, True, "main process before, MiB", idle >> 20)
     console.print(table)
 

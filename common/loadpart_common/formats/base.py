@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from loadpart_common.files import FileState
     from loadpart_common.formats.onnx.program import OnnxProgram
-    from loadpart_common.graph import Graph, Segment
+    from loadpart_common.graph import Graph
 
 
 class OpenModel(Protocol):
@@ -33,9 +33,6 @@ class OpenModel(Protocol):
 
     def digest(self) -> str:
         """SHA-256 of the file, in hexadecimal."""
-
-    def write_segment(self, segment: Segment, batch: int) -> bytes:
-        """A segment as a model of its own, in this format, for `batch` items; weights may be left empty."""
 
     def onnx(self) -> OnnxProgram:
         """The network as ONNX.

@@ -20,7 +20,14 @@ def _mindir() -> ModelFormat:
     return MindIR()
 
 
+def _onnx() -> ModelFormat:
+    from loadpart_common.formats.onnx.format import Onnx
+
+    return Onnx()
+
+
 FORMATS.register("mindir", _mindir)
+FORMATS.register("onnx", _onnx)
 
 
 def format_of(path: Path) -> ModelFormat | None:

@@ -72,7 +72,7 @@ class OffloadService:
     def handler(self, door: Door) -> grpc.GenericRpcHandler:
         """The handler to add to a server, behind a door."""
         calls = Quota("calls", in_all=12288, of_party=8192, of_device=256)
-        probes = Quota("probes", in_all=64, of_party=32, of_device=2)
+        probes = Quota("probes", in_all=48, of_party=16, of_device=2)
         downloads = Quota("downloads", in_all=32, of_party=16, of_device=2)
         entries = {
             "Infer": Entry(self.infer, Right.INFER, calls),

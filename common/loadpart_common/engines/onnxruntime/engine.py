@@ -38,8 +38,9 @@ _SMALL_BYTES = 1024
 class OnnxRuntimeSegment:
     """See `engines.base.CompiledSegment`."""
 
-    def __init__(self, session: Any, nbytes: int) -> None:
+    def __init__(self, session: Any, weights: dict[str, Any], nbytes: int) -> None:
         self._session = session
+        self._weights = weights  # the session uses their memory, also while the model is being unloaded
         self._names = [given.name for given in session.get_inputs()]
         self.nbytes = nbytes
 
@@ -58,7 +59,7 @@ class OnnxRuntimeModel:
         self._folder = folder
         self._network = _optimised(file, folder)
         self._weights = {name: engine.shared(array) for name, array in _weights(self._network, folder).items()}
-        self._sessions: dict[tuple[int, int], Any] = {}
+        self._sessions: dict[tuple[int, int], tuple[Any, dict[str, Any]]] = {}
 
     def compile(self, segment: Segment, batch: int) -> OnnxRuntimeSegment:
         """Makes a segment ready: one session serves all batch sizes.
@@ -74,27 +75,25 @@ class OnnxRuntimeModel:
                     f"layers {segment.first} to {segment.stop - 1} cannot be cut out: {self._engine.name} runs layers "
                     "there as one operator"
                 )
-            weights = self._weights_of(model)
-            self._sessions[key] = self._engine.session(model.SerializeToString(), weights, self._folder)
+            names = (tensor.name for tensor in model.graph.initializer)
+            weights = {name: self._weights[name] for name in names if name in self._weights}
+            session = self._engine.session(model.SerializeToString(), weights, self._folder)
+            self._sessions[key] = session, weights
         layers = self._file.graph.layers[segment.first : segment.stop]
         flowing = sum(spec.nbytes(batch) for layer in layers for spec in layer.outputs[:1])
-        return OnnxRuntimeSegment(self._sessions[key], flowing + _FIXED_BYTES)
+        return OnnxRuntimeSegment(*self._sessions[key], flowing + _FIXED_BYTES)
 
     def close(self) -> None:
         """Drops the weights."""
         self._sessions.clear()
         self._weights.clear()
 
-    def _weights_of(self, model: Any) -> dict[str, Any]:
-        names = (tensor.name for tensor in model.graph.initializer)
-        return {name: self._weights[name] for name in names if name in self._weights}
-
 
 class OnnxRuntimeEngine(Engine):
     """See `engines.base.Engine`."""
 
     name = "onnxruntime"
-    formats = frozenset({"mindir"})
+    formats = frozenset({"mindir", "onnx"})
     needs_own_thread = False
     threads_fixed_for_process = False
     adopts = True

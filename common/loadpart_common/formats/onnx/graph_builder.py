@@ -86,17 +86,22 @@ class _Builder:
         graph = Graph(
             tuple(specs[info.name] or _NOWHERE for info in inputs), tuple(layers), tuple(outputs), tuple(barriers)
         )
-        return Built(
-            graph, OnnxProgram(self._model, {value: name for name, value in self._values.items()}, self._folder)
-        )
+        for node in self._graph.node:
+            node.name = node.output[0]  # engines follow tensors by the names of the nodes that made them
+        names = {value: name for name, value in self._values.items()}
+        return Built(graph, OnnxProgram(self._model, names, self._folder))
 
     def _open_batch(self, inputs: Iterable[onnx.ValueInfoProto]) -> bool:
         """Gives the batch one name where it may vary, and tells whether it may."""
         firsts = [info.type.tensor_type.shape.dim[:1] for info in inputs]
         may_vary = bool(firsts) and all(first and not first[0].HasField("dim_value") for first in firsts)
-        if may_vary:
-            for first in firsts:
-                first[0].dim_param = _BATCH_NAME
+        for first in firsts if may_vary else []:
+            first[0].dim_param = _BATCH_NAME
+        for info in self._graph.output:  # what the file says of sizes that are not fixed is inferred anew
+            for size in info.type.tensor_type.shape.dim:
+                if not size.HasField("dim_value"):
+                    size.Clear()
+        self._graph.ClearField("value_info")
         return may_vary
 
     def _layers(self, inputs: Iterable[onnx.ValueInfoProto]) -> list[onnx.NodeProto]:
@@ -128,7 +133,7 @@ class _Builder:
     def _specs(self, has_batch: bool) -> dict[str, TensorSpec | None]:
         """What is known of each tensor; None for one that cannot cross a cut."""
         try:
-            inferred = shape_inference.infer_shapes(self._model, data_prop=True).graph
+            inferred = shape_inference.infer_shapes(self._model, strict_mode=True, data_prop=True).graph
         except Exception as error:  # its errors have no base class of their own
             raise ModelError(f"{self._title}: the shapes do not fit each other: {error}") from error
         infos = [*inferred.value_info, *inferred.input, *inferred.output]

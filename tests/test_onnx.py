@@ -1,0 +1,251 @@
+"""ONNX files: read into the graph, cut on ONNX Runtime, and refused when they are odd or hostile."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from benchmarks.daemon import daemon
+from onnx import TensorProto, helper, numpy_helper
+
+from loadpart_common.engines.adoption import adopted_graph
+from loadpart_common.engines.onnxruntime.engine import OnnxRuntimeEngine
+from loadpart_common.engines.registry import engine_for
+from loadpart_common.engines.segment_cache import SegmentCache
+from loadpart_common.errors import CutError, ModelError
+from loadpart_common.families import Family
+from loadpart_common.formats.onnx.format import Onnx
+from loadpart_common.store.model_store import ModelStore
+from loadpart_device import OffloadClient
+from tests.test_mindspore_engine import split, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from loadpart_common.graph import Graph
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "adopted-onnx"))
+
+
+@pytest.fixture
+def cache() -> Iterator[SegmentCache]:
+    made = SegmentCache(OnnxRuntimeEngine(threads=1))
+    yield made
+    made.close()
+
+
+def weight(name: str, *shape: int, dtype: Any = np.float32) -> TensorProto:
+    values = np.random.default_rng(len(name)).standard_normal(shape) * 0.3
+    return numpy_helper.from_array(values.astype(dtype), name)
+
+
+def tensor(name: str, *sizes: int | str, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, list(sizes))
+
+
+def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: list[Any] = ()) -> Path:  # type: ignore[assignment]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph = helper.make_graph(nodes, "network", inputs, outputs, list(weights))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def image_network(path: Path, dtype: Any = np.float32) -> Path:
+    """A stem, two arms that are joined, and a classifier, for any batch size."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [
+        helper.make_node("Conv", ["image", "stem.w"], ["stem"], kernel_shape=[3, 3], strides=[2, 2]),
+        helper.make_node("Relu", ["stem"], ["stem.relu"]),
+        helper.make_node("Conv", ["stem.relu", "left.w"], ["left"], kernel_shape=[1, 1]),
+        helper.make_node("Relu", ["left"], ["left.relu"]),
+        helper.make_node("Conv", ["stem.relu", "right.w"], ["right"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["left.relu", "right"], ["sum"]),
+        helper.make_node("GlobalAveragePool", ["sum"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "head.w"], ["scores"], transB=1),
+    ]
+    weights = [
+        weight("stem.w", 16, 3, 3, 3, dtype=dtype), weight("left.w", 32, 16, 1, 1, dtype=dtype),
+        weight("right.w", 32, 16, 3, 3, dtype=dtype), weight("head.w", 10, 32, dtype=dtype),
+    ]  # fmt: skip
+    return save(
+        path,
+        nodes,
+        [tensor("image", "batch", 3, 32, 32, kind=kind)],
+        [tensor("scores", "batch", 10, kind=kind)],
+        weights,
+    )
+
+
+def graph_of(path: Path, *, whole_network: bool = False) -> Graph:
+    with contextlib.closing(Onnx().open(path)) as model:
+        if whole_network:
+            return model.graph
+        return adopted_graph(OnnxRuntimeEngine, model.graph, path, "onnx", model.digest())
+
+
+def check_cuts(cache: SegmentCache, path: Path, batches: tuple[int, ...]) -> int:
+    """Compares head and tail with the whole network at every cut; gives how many there are."""
+    graph = graph_of(path)
+    with contextlib.closing(Onnx().open(path)) as opened:
+        model = cache.load(path, "onnx", opened.digest())
+    rng = np.random.default_rng(0)
+    for batch in batches:
+        inputs = [rng.standard_normal(spec.concrete(batch)).astype(spec.dtype) for spec in graph.inputs]
+        expected = whole(cache, model, inputs)
+        assert all(np.isfinite(array).all() for array in expected)
+        for cut in graph.cuts:
+            for got, want in zip(split(cache, model, inputs, cut.index), expected, strict=True):
+                np.testing.assert_array_equal(got, want)
+    cache.unload(model)
+    return len(graph.cuts)
+
+
+def test_a_network_is_read_with_shapes_work_and_families(tmp_path: Path) -> None:
+    graph = graph_of(image_network(tmp_path / "model.onnx"), whole_network=True)
+    assert [layer.kind for layer in graph.layers][:3] == ["Conv", "Relu", "Conv"]
+    assert graph.takes_batches
+    assert str(graph.inputs[0]) == "float32[N, 3, 32, 32]"
+    assert str(graph.layers[0].outputs[0]) == "float32[N, 16, 15, 15]"
+    assert graph.layers[0].family is Family.CONVOLUTION
+    assert graph.layers[0].flops == 2 * 16 * 15 * 15 * 3 * 3 * 3
+    assert graph.layers[0].weight_bytes == 4 * 16 * 3 * 3 * 3
+    assert [len(cut.live) for cut in graph.cuts][3:5] == [2, 2]
+
+
+# Processors compute half precision in single precision, so that no half-precision value is left within the network.
+@pytest.mark.parametrize(("dtype", "cuts"), [(np.float32, 5), (np.float16, 2)])
+def test_head_then_tail_is_the_whole_to_the_last_bit(
+    cache: SegmentCache, tmp_path: Path, dtype: Any, cuts: int
+) -> None:
+    assert check_cuts(cache, image_network(tmp_path / "model.onnx", dtype), (1, 3)) >= cuts
+
+
+def test_an_8_bit_network_is_cut_too(cache: SegmentCache, tmp_path: Path) -> None:
+    scale = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in (("s", 0.05), ("ws", 0.01))]
+    zero = numpy_helper.from_array(np.array(128, np.uint8), "z")
+    weights = numpy_helper.from_array(np.random.default_rng(0).integers(-90, 90, (16, 16, 3, 3), np.int8), "w")
+    nodes: list[Any] = [helper.make_node("Relu", ["image"], ["x0"])]
+    for number in range(3):
+        nodes += [
+            helper.make_node("QuantizeLinear", [f"x{number}", "s", "z"], [f"q{number}"]),
+            helper.make_node("DequantizeLinear", [f"q{number}", "s", "z"], [f"d{number}"]),
+            helper.make_node("DequantizeLinear", ["w", "ws"], [f"w{number}"]),
+            helper.make_node("Conv", [f"d{number}", f"w{number}"], [f"c{number}"], kernel_shape=[3, 3]),
+            helper.make_node("Relu", [f"c{number}"], [f"x{number + 1}"]),
+        ]
+    path = save(
+        tmp_path / "model.onnx", nodes, [tensor("image", "n", 16, 16, 16)], [tensor("x3", "n", 16, 10, 10)],
+        [*scale, zero, weights],
+    )  # fmt: skip
+    assert check_cuts(cache, path, (1, 2)) >= 3
+
+
+def test_what_has_no_known_size_is_a_barrier_and_control_flow_one_layer(cache: SegmentCache, tmp_path: Path) -> None:
+    def branch(name: str, kind: str) -> onnx.GraphProto:
+        return helper.make_graph([helper.make_node(kind, ["x"], [name])], name, [], [tensor(name, 1, 8)])
+
+    nodes = [
+        helper.make_node("Relu", ["image"], ["x"]),
+        helper.make_node("NonZero", ["x"], ["where"]),
+        helper.make_node("Cast", ["where"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["floats"], ["count"], keepdims=0),
+        helper.make_node("Greater", ["count", "limit"], ["many"]),
+        helper.make_node("If", ["many"], ["chosen"], then_branch=branch("t", "Abs"), else_branch=branch("e", "Neg")),
+        helper.make_node("Mul", ["chosen", "x"], ["y"]),
+    ]
+    limit = numpy_helper.from_array(np.array(3, np.float32), "limit")
+    path = save(tmp_path / "model.onnx", nodes, [tensor("image", 1, 8)], [tensor("y", 1, 8)], [limit])
+    graph = graph_of(path, whole_network=True)
+    with pytest.raises(CutError, match="'where' \\(NonZero\\), whose output has no size"):
+        graph.cut(2)
+    assert graph.layers[5].kind == "If"
+    assert len(graph.layers[5].inputs) == 2, "the condition, and what the branches read"
+    assert check_cuts(cache, path, (1,)) >= 3
+
+
+def test_a_file_in_the_store_is_served(tmp_path: Path) -> None:
+    image_network(tmp_path / "store" / "any" / "model.onnx")
+    assert ModelStore(tmp_path / "store").open("any").manifest.format == "onnx"
+    assert engine_for("onnx").name == "onnxruntime"
+    image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    with (
+        daemon("--store", str(tmp_path / "store"), "--threads", "1") as server,
+        OffloadClient(server.target, "any", threads=1, cache=tmp_path / "cache", policy="local") as client,
+    ):
+        client.wait_ready()
+        expected = client.infer(image).output
+        for cut in client.graph.cuts[:-1]:
+            client.policy = cut.index  # type: ignore[assignment]
+            result = client.infer(image)
+            assert result.plan.location != "local"
+            np.testing.assert_array_equal(result.output, expected)
+
+
+# Odd and hostile files.
+
+RELU = [helper.make_node("Relu", ["image"], ["y"])]
+IMAGE, Y = tensor("image", 1, 8), tensor("y", 1, 8)
+
+
+def external(location: str) -> TensorProto:
+    placed = TensorProto(name="w", dims=[1 << 10], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", str(4 << 10))):
+        placed.external_data.add(key=key, value=value)
+    return placed
+
+
+def future(path: Path) -> Path:
+    model = onnx.load(save(path, RELU, [IMAGE], [Y]))
+    model.opset_import[0].version = 99
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+CIRCLE = [helper.make_node("Add", ["image", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
+ADD = [helper.make_node("Add", ["image", "w"], ["y"])]
+HOSTILE: dict[str, tuple[Any, str]] = {
+    "cyclic": (lambda path: save(path, CIRCLE, [IMAGE], [tensor("b", 1, 8)]), "'a' uses 'b', which nothing before it"),
+    "missing weight": (lambda path: save(path, ADD, [IMAGE], [Y]), "uses 'w', which nothing before it makes"),
+    "twice": (lambda path: save(path, RELU * 2, [IMAGE], [Y]), "'y' is made twice"),
+    "wrong shapes": (
+        lambda path: save(path, [helper.make_node("MatMul", ["image", "w"], ["y"])], [IMAGE], [Y], [weight("w", 3, 4)]),
+        "the shapes do not fit each other",
+    ),
+    "open height": (lambda path: save(path, RELU, [tensor("image", 1, "h")], [tensor("y", 1, "h")]), "not fixed"),
+    "of the future": (future, "version 99 of ONNX's operators: expected at most"),
+    "weights elsewhere": (
+        lambda path: save(path, ADD, [IMAGE], [Y], [external("../../etc/passwd")]),
+        "kept in another file \\('passwd'\\)",
+    ),
+    "no graph": (lambda path: path.write_bytes(b""), "cannot read model file"),
+    "garbage": (lambda path: path.write_bytes(bytes(range(256)) * 9), "is not an ONNX file, or it is damaged"),
+    "output of nothing": (
+        lambda path: save(path, RELU, [IMAGE], [tensor("w", 1, 8)], [weight("w", 1, 8)]), "does not depend on any input"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_odd_files_are_refused_with_a_reason(tmp_path: Path, name: str) -> None:
+    make, reason = HOSTILE[name]
+    folder = tmp_path / "store" / "odd"
+    folder.mkdir(parents=True)
+    make(folder / "model.onnx")
+    with pytest.raises(ModelError, match=reason):
+        ModelStore(tmp_path / "store").open("odd")
+
+
+def test_an_operator_that_the_engine_lacks_is_named(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["image"], ["x"]), helper.make_node("Imagine", ["x"], ["y"], domain="com.other")]
+    path = save(tmp_path / "model.onnx", nodes, [IMAGE], [Y])
+    with pytest.raises(ModelError, match="Imagine"):
+        graph_of(path)
