@@ -17,7 +17,7 @@ from loadpart_common.errors import CutError
 from loadpart_common.tensors import BATCH, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from loadpart_common.families import Family
 
@@ -229,3 +229,13 @@ def output_specs(layer: str, tensors: list[tuple[str, tuple[int, ...]]]) -> tupl
     if len(tensors) == 1:
         return (TensorSpec(layer, *tensors[0]),)
     return tuple(TensorSpec(f"{layer}:{element}", *tensor) for element, tensor in enumerate(tensors))
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names, with a number added to those that came before."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique

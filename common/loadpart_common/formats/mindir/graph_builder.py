@@ -10,7 +10,7 @@ from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
 from loadpart_common.formats.mindir.families import family_of
 from loadpart_common.formats.mindir.flops import flops
 from loadpart_common.formats.mindir.nodes import place, reporting_damage, shapes, title
-from loadpart_common.graph import Barrier, Graph, Layer, Value, output_specs
+from loadpart_common.graph import Barrier, Graph, Layer, Value, output_specs, unique_names
 from loadpart_common.tensors import BATCH, TensorSpec
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Builder:
                 raise ModelError(f"output {output.name!r} does not depend on any input")
             outputs.extend(values)
         batch = self._batch({value for values in uses for value in values} | set(outputs))
-        names = _unique_names(self._program.layer_nodes)
+        names = unique_names(place(node) or node.name for node in self._program.layer_nodes)
         layers = tuple(
             self._layer(node, name, values, batch)
             for node, name, values in zip(self._program.layer_nodes, names, uses, strict=True)
@@ -135,13 +135,3 @@ def _specification(name: str, tensor: mindir_pb2.Tensor, batch: int | None, what
     if any(size < 0 for size in shape[1:]) or (shape[:1] != (BATCH,) and any(size < 0 for size in shape)):
         raise ModelError(f"{what} has the dynamic shape {list(tensor.dims)}; only the leading batch may vary")
     return TensorSpec(name, dtype, shape)
-
-
-def _unique_names(nodes: list[mindir_pb2.Node]) -> list[str]:
-    seen: dict[str, int] = {}
-    names = []
-    for node in nodes:
-        name = place(node) or node.name
-        seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return names

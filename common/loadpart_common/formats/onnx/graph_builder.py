@@ -12,7 +12,7 @@ from onnx import helper, shape_inference
 from loadpart_common.errors import ModelError
 from loadpart_common.formats.onnx.families import family_of, flops
 from loadpart_common.formats.onnx.program import OnnxProgram, captured
-from loadpart_common.graph import Barrier, Graph, Layer, Value
+from loadpart_common.graph import Barrier, Graph, Layer, Value, output_specs, unique_names
 from loadpart_common.tensors import BATCH, DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _Builder:
                     f"({_sizes(info)}); only the first one, the batch, may vary"
                 )
         layers, last_use = [], dict.fromkeys(self._values, -1)
-        titles = _unique([node.name or node.output[0] for node in nodes])
+        titles = unique_names([node.name or node.output[0] for node in nodes])
         for index, (node, name) in enumerate(zip(nodes, titles, strict=True)):
             layers.append(self._layer(node, name, specs))
             last_use.update({read: index for read in captured(node) if read in self._values})
@@ -141,11 +141,8 @@ class _Builder:
 
     def _layer(self, node: onnx.NodeProto, name: str, specs: Mapping[str, TensorSpec | None]) -> Layer:
         inputs = tuple(dict.fromkeys(self._values[read] for read in captured(node) if read in self._values))
-        outputs = []
-        for element, made in enumerate(node.output):
-            spec = specs.get(made)
-            title = name if len(node.output) == 1 else f"{name}:{element}"
-            outputs.append(_NOWHERE if spec is None else TensorSpec(title, spec.dtype, spec.shape))
+        made = [specs.get(output) or _NOWHERE for output in node.output]
+        outputs = output_specs(name, [(spec.dtype, spec.shape) for spec in made])
         shapes = [self._shape(read, specs) for read in node.input]
         kernel = next((tuple(each.ints) for each in node.attribute if each.name == "kernel_shape"), ())
         return Layer(
@@ -153,7 +150,7 @@ class _Builder:
             kind=node.op_type,
             family=family_of(node.op_type),
             inputs=inputs,
-            outputs=tuple(outputs),
+            outputs=outputs,
             flops=flops(node.op_type, shapes, outputs[0].concrete(1), kernel),
             weight_bytes=sum(_nbytes(self._weights[read]) for read in set(captured(node)) if read in self._weights),
         )
@@ -192,12 +189,3 @@ def _nbytes(tensor: onnx.TensorProto) -> int:
 def _sizes(info: onnx.ValueInfoProto) -> str:
     sizes = info.type.tensor_type.shape.dim
     return ", ".join(str(size.dim_value) if size.HasField("dim_value") else size.dim_param or "?" for size in sizes)
-
-
-def _unique(names: Iterable[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return unique
