@@ -179,6 +179,8 @@ class Door:
         if isinstance(error, (AccessError, RequestError, QuotaError)):  # whoever made the call could have known
             self._tarpit.refused(context.peer())
             await self._tarpit.hold(context.peer())
+            if context.done():  # it has left meanwhile
+                return
         await context.abort(status, str(error), metadata_of(error))
 
     def _tell_refusal(self, error: AccessError, context: Context) -> None:
