@@ -43,6 +43,13 @@ Config = Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}CONFIG", help=
 Store = Annotated[Path | None, typer.Option(help="Folder of the model store.")]
 
 
+@app.callback()
+def begin(context: typer.Context) -> None:
+    """Has Ctrl-C raise an error again, so that commands can undo what they have begun; a daemon undoes nothing yet."""
+    if context.invoked_subcommand != "serve":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @app.command()
 def serve(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT for gRPC; port 0 picks a free one.")] = None,
@@ -81,7 +88,6 @@ def serve(
     flags = {name: value for name, value in locals().items() if name != "config"}
     settings = load_settings(flags, config)
     log_to_stderr(settings.log_level, "daemon")
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to undo before the daemon listens to signals
     with console.progress("building tails") as tell:
         asyncio.run(Daemon(settings, tell).run())
 
