@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.daemon import Daemon
+
+    from loadpart_common.tensors import Array
 
 
 @pytest.fixture
@@ -217,9 +221,23 @@ def test_a_worker_that_dies_is_replaced_and_its_job_done(store: Path) -> None:
     ):
         fields = good(raw)
         expected = raw.infer([image()], **fields)[0]
+        killed_at = math.inf
+
+        def infer() -> list[Array]:
+            while True:
+                sent_at = time.monotonic()
+                try:
+                    return raw.infer([image()], **fields)
+                except UnavailableError as error:  # only what comes while there is no worker is told to come back
+                    assert time.monotonic() > killed_at
+                    assert error.retry_after_seconds
+                    assert sent_at > killed_at - 0.05, "the server had it before"
+                    time.sleep(0.05)
+
         with ThreadPoolExecutor(4) as pool:
-            jobs = [pool.submit(raw.infer, [image()], **fields) for _ in range(50)]
+            jobs = [pool.submit(infer) for _ in range(50)]
             (worker,) = workers(own)
+            killed_at = time.monotonic()
             worker.send_signal(signal.SIGKILL)
             for job in jobs:
                 np.testing.assert_array_equal(job.result()[0], expected)
