@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import mmap
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,19 +36,29 @@ _SMALL_BYTES = 1024
 """Weights that are smaller stay in the optimised network; the others are shared by all segments."""
 
 
+class _Session:
+    """A session, and the weights whose memory it uses, also while the model is being unloaded."""
+
+    def __init__(self, session: Any, weights: dict[str, Any]) -> None:
+        self._weights = weights
+        self._names = [given.name for given in session.get_inputs()]
+        self._session = session
+
+    def run(self, arrays: list[Array]) -> list[Array]:
+        outputs: list[Array] = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
+        return outputs
+
+
 class OnnxRuntimeSegment:
     """See `engines.base.CompiledSegment`."""
 
-    def __init__(self, session: Any, weights: dict[str, Any], nbytes: int) -> None:
+    def __init__(self, session: _Session, nbytes: int) -> None:
         self._session = session
-        self._weights = weights  # the session uses their memory, also while the model is being unloaded
-        self._names = [given.name for given in session.get_inputs()]
         self.nbytes = nbytes
 
     def run(self, arrays: list[Array]) -> list[Array]:
         """Runs the segment."""
-        outputs: list[Array] = self._session.run(None, dict(zip(self._names, arrays, strict=True)))
-        return outputs
+        return self._session.run(arrays)
 
 
 class OnnxRuntimeModel:
@@ -59,7 +70,8 @@ class OnnxRuntimeModel:
         self._folder = folder
         self._network = _optimised(file, folder)
         self._weights = {name: engine.shared(array) for name, array in _weights(self._network, folder).items()}
-        self._sessions: dict[tuple[int, int], tuple[Any, dict[str, Any]]] = {}
+        # By the first layer and the one after the last: segments of several batch sizes share one while there are any.
+        self._sessions: weakref.WeakValueDictionary[tuple[int, int], _Session] = weakref.WeakValueDictionary()
 
     def compile(self, segment: Segment, batch: int) -> OnnxRuntimeSegment:
         """Makes a segment ready: one session serves all batch sizes.
@@ -68,7 +80,8 @@ class OnnxRuntimeModel:
             CutError: The segment would begin or end within operators that the engine runs as one.
         """
         key = segment.first, segment.stop
-        if key not in self._sessions:
+        session = self._sessions.get(key)
+        if session is None:
             model = self._network.segment(segment)
             if model is None:
                 raise CutError(
@@ -77,15 +90,14 @@ class OnnxRuntimeModel:
                 )
             names = (tensor.name for tensor in model.graph.initializer)
             weights = {name: self._weights[name] for name in names if name in self._weights}
-            session = self._engine.session(model.SerializeToString(), weights, self._folder)
-            self._sessions[key] = session, weights
+            session = _Session(self._engine.session(model.SerializeToString(), weights, self._folder), weights)
+            self._sessions[key] = session
         layers = self._file.graph.layers[segment.first : segment.stop]
         flowing = sum(spec.nbytes(batch) for layer in layers for spec in layer.outputs[:1])
-        return OnnxRuntimeSegment(*self._sessions[key], flowing + _FIXED_BYTES)
+        return OnnxRuntimeSegment(session, flowing + _FIXED_BYTES)
 
     def close(self) -> None:
         """Drops the weights."""
-        self._sessions.clear()
         self._weights.clear()
 
 
