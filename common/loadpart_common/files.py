@@ -16,6 +16,11 @@ FileState: TypeAlias = tuple[int, int, int, int]
 """Device, inode, time of the last change in nanoseconds, and size: different for every file, and after every change."""
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of this software in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loadpart" / name
+
+
 def file_state(file: IO[bytes] | Path) -> FileState | None:
     """The state of an open file, or of what lies at a path; None when nothing does."""
     try:

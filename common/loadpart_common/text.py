@@ -15,3 +15,8 @@ def printable(text: str, longest: int = LONGEST_TEXT) -> str:
     if kept.isprintable():
         return kept
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in kept)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first: engines write pages."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]

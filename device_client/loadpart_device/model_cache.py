@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError, ServerError
-from loadpart_common.files import MOST_MODEL_BYTES
+from loadpart_common.files import MOST_MODEL_BYTES, cache_folder
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.store.manifest import Manifest
 from loadpart_common.store.model_store import ModelStore, StoredModel, check_model
@@ -21,6 +19,7 @@ from loadpart_device.edges.connection import model_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from loadpart.v1 import offload_pb2
     from loadpart_common.wire.endpoint import Endpoint
@@ -35,7 +34,7 @@ _PATIENCE_SECONDS = 30.0  # in which hardly anything of a model comes, after whi
 
 def default_cache() -> Path:
     """Where fetched models are kept unless a setting says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loadpart" / "models"
+    return cache_folder("models")
 
 
 class ModelCache:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from loadpart_common.engines.registry import ENGINES
 from loadpart_common.errors import ModelError, OffloadError
+from loadpart_common.files import cache_folder
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.machine import machine_name, processor_features
 
@@ -30,11 +31,6 @@ _CUTS = "cuts.json"
 _KEY_LETTERS = 8
 _LONGEST_SECONDS = 600.0
 _WHY = "from layers that the engine runs with it as one operator"
-
-
-def default_root() -> Path:
-    """Where adopted networks are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loadpart" / "adopted"
 
 
 def adopted_folder(engine: type[Engine], digest: str) -> Path | None:
@@ -75,7 +71,7 @@ def _folder(engine: type[Engine], digest: str) -> Path:
     version = engine.version()
     key = f"{_FORMAT}|{machine_name()}|{processor_features()}|{version}"
     letters = hashlib.sha256(key.encode()).hexdigest()[:_KEY_LETTERS]
-    return default_root() / f"{version.replace(' ', '-')}-{letters}" / digest
+    return cache_folder("adopted") / f"{version.replace(' ', '-')}-{letters}" / digest
 
 
 def _adopt_elsewhere(engine: str, format_name: str, path: Path, digest: str, folder: Path) -> None:

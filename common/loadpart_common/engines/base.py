@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadpart_common.formats.base import OpenModel
-    from loadpart_common.graph import Segment
+    from loadpart_common.graph import Graph, Segment
     from loadpart_common.tensors import Array
 
 
@@ -48,6 +48,16 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Drops the weights."""
+
+
+_FIXED_BYTES = 1 << 20
+"""Memory of a compiled segment besides the values that flow through it."""
+
+
+def compiled_bytes(graph: Graph, segment: Segment, batch: int) -> int:
+    """An estimate of the memory that a compiled segment holds, weights left out."""
+    layers = graph.layers[segment.first : segment.stop]
+    return sum(spec.nbytes(batch) for layer in layers for spec in layer.outputs[:1]) + _FIXED_BYTES
 
 
 class Engine(ABC):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from loadpart_common.errors import SettingsError
-from loadpart_common.files import write_atomically
+from loadpart_common.files import cache_folder, write_atomically
 from loadpart_common.latency.model import LatencyModel, shipped_model
 from loadpart_common.latency.profile import Profile
 from loadpart_common.machine import machine_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from loadpart_common.engines.base import Engine
 
@@ -26,7 +25,7 @@ _KEY_LETTERS = 8
 
 def default_folder() -> Path:
     """Where measurements are kept unless told otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loadpart" / "latency"
+    return cache_folder("latency")
 
 
 class Measurements:

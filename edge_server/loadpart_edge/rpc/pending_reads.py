@@ -68,17 +68,16 @@ class PendingReads:
             DeadlineError: The message did not come in time.
             RequestError: There is none.
         """
-        peer, read = context.peer(), None
+        peer, read = context.peer(), _Read(asyncio.timeout(_RECEIVE_SECONDS))
         try:
-            async with asyncio.timeout(_RECEIVE_SECONDS) as timeout:
-                read = _Read(timeout)
+            async with read.timeout:
                 self._begin(peer, read)
                 try:
                     message = await context.read()
                 finally:
                     self._end(peer, read)
         except TimeoutError as error:
-            if read is not None and read.is_ended:
+            if read.is_ended:
                 raise QuotaError("too many requests are on their way on this connection", 1.0) from error
             raise DeadlineError(f"expected the request within {_RECEIVE_SECONDS:g} s") from error
         if message is grpc.aio.EOF:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadpart.mindir.v1 import mindir_pb2
-from loadpart_common.engines.base import Engine
+from loadpart_common.engines.base import Engine, compiled_bytes
 from loadpart_common.engines.mindspore import interrupts
 from loadpart_common.engines.mindspore.denormals import flushed
 from loadpart_common.engines.mindspore.padding import pad_by_convolution
 from loadpart_common.engines.mindspore.preparation import prepare_import
 from loadpart_common.errors import ModelError, SettingsError
 from loadpart_common.scratch import ScratchFolder
+from loadpart_common.text import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from loadpart_common.formats.mindir.format import MindIRModel
     from loadpart_common.graph import Segment
     from loadpart_common.tensors import Array
-
-_FIXED_BYTES = 1 << 20
-"""Memory of a compiled segment besides the values that flow through it."""
 
 _USED_BEFORE = "MindSpore was used in this process before the engine was started: results may differ in the last bits"
 
@@ -78,15 +76,12 @@ class MindSporeModel:
             # The loaded graph has empty weights; they are replaced by the model's, which all segments share.
             for parameter in cell.get_parameters():
                 parameter.set_data(self._weight(prefix + parameter.name))
-            layers = graph.layers[segment.first : segment.stop]
-            flowing = sum(spec.nbytes(batch) for layer in layers for spec in layer.outputs[:1])
-            compiled = MindSporeSegment(self._engine, cell, flowing + _FIXED_BYTES)
+            compiled = MindSporeSegment(self._engine, cell, compiled_bytes(graph, segment, batch))
             compiled.run([np.zeros(spec.concrete(batch), spec.dtype) for spec in specs])
         except (RuntimeError, ValueError, TypeError) as error:
-            first = str(error).strip().splitlines()[:1]
             raise ModelError(
                 f"the engine cannot build layers {segment.first} to {segment.stop - 1} "
-                f"of {self._file.path.name} for a batch of {batch}: {first[0] if first else error!r}"
+                f"of {self._file.path.name} for a batch of {batch}: {first_line(error)}"
             ) from error
         self._file.release_pages()
         return compiled

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadpart_common.engines.base import Engine
+from loadpart_common.engines.base import Engine, compiled_bytes
 from loadpart_common.engines.onnxruntime.runtime import runtime
 from loadpart_common.errors import CutError, ModelError
 from loadpart_common.scratch import ScratchFolder
+from loadpart_common.text import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from loadpart_common.formats.base import OpenModel
     from loadpart_common.graph import Segment
     from loadpart_common.tensors import Array
-
-_FIXED_BYTES = 1 << 20
-"""Memory of a segment besides the values that flow through it."""
 
 _OPTIMISED, _WEIGHTS = "optimised.onnx", "optimised.weights"
 _FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
@@ -92,9 +90,7 @@ class OnnxRuntimeModel:
             weights = {name: self._weights[name] for name in names if name in self._weights}
             session = _Session(self._engine.session(model.SerializeToString(), weights, self._folder), weights)
             self._sessions[key] = session
-        layers = self._file.graph.layers[segment.first : segment.stop]
-        flowing = sum(spec.nbytes(batch) for layer in layers for spec in layer.outputs[:1])
-        return OnnxRuntimeSegment(session, flowing + _FIXED_BYTES)
+        return OnnxRuntimeSegment(session, compiled_bytes(self._file.graph, segment, batch))
 
     def close(self) -> None:
         """Drops the weights."""
@@ -148,7 +144,7 @@ class OnnxRuntimeEngine(Engine):
         try:
             _optimise(program.model.SerializeToString(), program.folder, folder / _OPTIMISED)
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            raise ModelError(f"the engine {cls.name} cannot load the model: {_first_line(error)}") from error
+            raise ModelError(f"the engine {cls.name} cannot load the model: {first_line(error)}") from error
         network = _optimised(model, folder)
         return [cut.index for cut in model.graph.cuts if network.can_cut(cut.index)]
 
@@ -218,7 +214,9 @@ def _optimised(file: OpenModel, folder: Path) -> OptimisedNetwork:
 
 def _weights(network: OptimisedNetwork, folder: Path) -> dict[str, Array]:
     """The weights of an optimised network that lie in the file beside it, mapped into memory."""
-    from onnx import TensorProto, helper
+    from onnx import helper
+
+    from loadpart_common.formats.onnx.program import place_in_file
 
     path = folder / _WEIGHTS
     if not path.exists():
@@ -227,13 +225,8 @@ def _weights(network: OptimisedNetwork, folder: Path) -> dict[str, Array]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     weights: dict[str, Array] = {}
     for name, tensor in network.initializers.items():
-        if tensor.data_location == TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in tensor.external_data}
+        if (place := place_in_file(tensor)) is not None:
             count = int(np.prod(tensor.dims, dtype=np.int64))
             dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
             weights[name] = np.frombuffer(mapped, dtype, count, int(place.get("offset", 0))).reshape(tensor.dims)
     return weights
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import onnx
 from onnx import helper
 
-from loadpart_common.formats.onnx.program import captured
-from loadpart_common.tensors import BATCH
+from loadpart_common.formats.onnx.program import captured, value_info
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -136,23 +134,18 @@ class OptimisedNetwork:
         taken = {name for node in pieces.nodes for name in captured(node)}
         taken |= {place.plain or place.blocked for place in pieces.outputs}
         for value, place in zip(segment.inputs, pieces.inputs, strict=True):
-            graph.input.append(self._info(place.crossing, value))
+            graph.input.append(value_info(place.crossing, self._graph.spec(value)))
             if place.blocked in taken:
                 graph.node.append(_node("ReorderInput", place.crossing, place.blocked))
         graph.node.extend(pieces.nodes)
         for value, place in zip(segment.outputs, pieces.outputs, strict=True):
-            graph.output.append(self._info(place.crossing, value))
+            graph.output.append(value_info(place.crossing, self._graph.spec(value)))
             if not place.plain:
                 node = _node("ReorderOutput", place.blocked, place.crossing)
                 node.attribute.append(helper.make_attribute("channels", self._graph.spec(value).shape[1]))
                 graph.node.append(node)
         graph.initializer.extend(tensor for name, tensor in self.initializers.items() if name in taken)
         return model
-
-    def _info(self, name: str, value: Value) -> onnx.ValueInfoProto:
-        spec = self._graph.spec(value)
-        sizes = ["N" if size == BATCH else size for size in spec.shape]
-        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), sizes)
 
     def _find(self, program: OnnxProgram) -> dict[Value, _Place]:
         """Where each value is."""

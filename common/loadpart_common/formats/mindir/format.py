@@ -52,6 +52,10 @@ class MindIRModel(ModelFile):
         Raises:
             ModelError: An operator has no translation; the message names it.
         """
+        return self._translated
+
+    @cached_property
+    def _translated(self) -> OnnxProgram:
         from loadpart_common.formats.mindir.operators import TRANSLATIONS
         from loadpart_common.formats.mindir.translator import Translator
 

@@ -84,22 +84,17 @@ def _conv2d_ext(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -
     )  # fmt: skip
 
 
-def _batch_norm(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
-    image, scale, bias, mean, variance, training, epsilon = node.input[:7]
-    if any(to.numbers(training) or ()):
-        raise to.refuse(node, "it was exported for training")
-    (value,) = to.numbers(epsilon) or (1e-5,)
-    inputs = [to.tensor(name) for name in (image, scale, bias, mean, variance)]
-    to.add("BatchNormalization", inputs, outputs[:1], epsilon=value)
+def _batch_norm(epsilon_at: int) -> Translation:
+    """Normalisation by running means; which input is the epsilon differs between the generations."""
 
+    def translate(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
+        *inputs, training = node.input[:6]
+        if any(to.numbers(training) or ()):
+            raise to.refuse(node, "it was exported for training")
+        (epsilon,) = to.numbers(node.input[epsilon_at]) or (1e-5,)
+        to.add("BatchNormalization", [to.tensor(name) for name in inputs], outputs[:1], epsilon=epsilon)
 
-def _batch_norm_ext(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
-    image, scale, bias, mean, variance, training, _, epsilon = node.input[:8]
-    if any(to.numbers(training) or ()):
-        raise to.refuse(node, "it was exported for training")
-    (value,) = to.numbers(epsilon) or (1e-5,)
-    inputs = [to.tensor(name) for name in (image, scale, bias, mean, variance)]
-    to.add("BatchNormalization", inputs, outputs[:1], epsilon=value)
+    return translate
 
 
 def _pool(kind: str) -> Translation:
@@ -147,7 +142,7 @@ def _adaptive_avg_pool(to: Translator, node: mindir_pb2.Node, outputs: Sequence[
 
 def _reduce(kind: str) -> Translation:
     def translate(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
-        axes = _ints(to, node, 1) if len(node.input) > 1 else list(to.attributes(node, "axis"))
+        axes = _axes(to, node)
         if not axes:
             raise to.refuse(node, "it names no axes")
         keeps = len(to.output_shape(node)) == len(to.shape(node.input[0]))
@@ -169,9 +164,8 @@ def _matmul(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> No
     if ranks == [2, 2]:
         to.add("Gemm", [left, right], outputs, transA=int(flags[0]), transB=int(flags[1]))
         return
-    if flags[0] or flags[1]:
-        right = _swapped(to, right, ranks[1], f"{outputs[0]}.right") if flags[1] else right
-        left = _swapped(to, left, ranks[0], f"{outputs[0]}.left") if flags[0] else left
+    right = _swapped(to, right, ranks[1], f"{outputs[0]}.right") if flags[1] else right
+    left = _swapped(to, left, ranks[0], f"{outputs[0]}.left") if flags[0] else left
     to.add("MatMul", [left, right], outputs)
 
 
@@ -198,7 +192,7 @@ def _dense(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> Non
 
 
 def _concat(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
-    axes = _ints(to, node, 1) if len(node.input) > 1 else list(to.attributes(node, "axis"))
+    axes = _axes(to, node)
     to.add("Concat", to.tensors(node.input[0]), outputs, axis=axes[0])
 
 
@@ -244,14 +238,14 @@ def _silu(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None
 
 def _softmax(kind: str) -> Translation:
     def translate(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
-        axes = _ints(to, node, 1) if len(node.input) > 1 else list(to.attributes(node, "axis"))
+        axes = _axes(to, node)
         to.add(kind, [to.tensor(node.input[0])], outputs, axis=axes[0] if axes else -1)
 
     return translate
 
 
 def _split(to: Translator, node: mindir_pb2.Node, outputs: Sequence[str]) -> None:
-    axes = _ints(to, node, 1) if len(node.input) > 1 else list(to.attributes(node, "axis"))
+    axes = _axes(to, node)
     size = to.shape(node.input[0])[axes[0]] // len(outputs)
     sizes = to.constant(np.full(len(outputs), size, np.int64))
     to.add("Split", [to.tensor(node.input[0]), sizes], outputs, axis=axes[0])
@@ -339,6 +333,11 @@ def _ints(to: Translator, node: mindir_pb2.Node, index: int) -> list[int]:
     return [int(number) for number in numbers]
 
 
+def _axes(to: Translator, node: mindir_pb2.Node) -> list[int]:
+    """The axes that a node names as its second input, or as an attribute."""
+    return _ints(to, node, 1) if len(node.input) > 1 else list(to.attributes(node, "axis"))
+
+
 def _pair(to: Translator, node: mindir_pb2.Node, name: str) -> list[int]:
     """Sizes for height and width, from one or two integers."""
     numbers = [int(number) for number in to.numbers(name) or ()]
@@ -385,8 +384,8 @@ TRANSLATIONS: dict[str, Translation] = {
     "Add": _binary("Add"),
     "AvgPool": _pool("AveragePool"),
     "AvgPool2D": _avg_pool2d,
-    "BatchNorm": _batch_norm,
-    "BatchNormExt": _batch_norm_ext,
+    "BatchNorm": _batch_norm(6),
+    "BatchNormExt": _batch_norm(7),
     "BiasAdd": _bias_add,
     "Cast": _cast,
     "ClampScalar": _clamp,

@@ -17,23 +17,21 @@ from loadpart_common.errors import ModelError
 from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
 from loadpart_common.formats.mindir.nodes import integers, reporting_damage, shapes, title
 from loadpart_common.formats.mindir.program import is_packed
-from loadpart_common.formats.onnx.program import OPSET, OnnxProgram
+from loadpart_common.formats.onnx.program import OPSET, OnnxProgram, leave_in_file, value_info
 from loadpart_common.graph import Value
-from loadpart_common.tensors import BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, TypeAlias
 
     from loadpart_common.formats.mindir.file import ModelFile
     from loadpart_common.formats.mindir.program import Program
     from loadpart_common.graph import Graph
-    from loadpart_common.tensors import Array, TensorSpec
+    from loadpart_common.tensors import Array
 
     Translation: TypeAlias = Callable[["Translator", mindir_pb2.Node, Sequence[str]], None]
 
 _IR_VERSION = 9
-_BATCH_NAME = "N"
 
 
 class Translator:
@@ -87,8 +85,8 @@ class Translator:
         graph = helper.make_graph(
             self.nodes,
             "network",
-            [_info(self._names[value], self._graph.spec(value)) for value in inputs],
-            [_info(self._names[value], self._graph.spec(value)) for value in outputs],
+            [value_info(self._names[value], self._graph.spec(value)) for value in inputs],
+            [value_info(self._names[value], self._graph.spec(value)) for value in outputs],
             list(self._initializers.values()),
         )
         opset = [helper.make_opsetid("", OPSET)]
@@ -185,11 +183,8 @@ class Translator:
         """A weight, by its place in the file."""
         place = self._file.weights[name]
         tensor = TensorProto(name=f"weight{len(self._initializers)}", dims=place.shape)
-        tensor.data_type = _onnx_type(place.dtype)
-        tensor.data_location = TensorProto.EXTERNAL
-        facts = {"location": self._file.path.name, "offset": place.offset, "length": place.nbytes}
-        for key, value in facts.items():
-            tensor.external_data.add(key=key, value=str(value))
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(np.dtype(place.dtype))
+        leave_in_file(tensor, self._file.path.name, place.offset, place.nbytes)
         self._initializers[tensor.name] = tensor
         return tensor.name
 
@@ -218,12 +213,3 @@ class Translator:
 def _elements(tensor: mindir_pb2.Tensor) -> Array:
     """The elements of a tensor that a file holds as a constant."""
     return np.frombuffer(tensor.raw_data, DTYPE_BY_NUMBER[tensor.data_type]).reshape(tuple(tensor.dims))
-
-
-def _onnx_type(dtype: str) -> int:
-    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-
-
-def _info(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
-    sizes: Iterable[int | str] = [_BATCH_NAME if size == BATCH else size for size in spec.shape]
-    return helper.make_tensor_value_info(name, _onnx_type(spec.dtype), list(sizes))

@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from loadpart_common.errors import ModelError
 from loadpart_common.formats.mapped_file import MappedFile
+from loadpart_common.formats.onnx.program import leave_in_file, place_in_file
 from loadpart_common.protobuf_fields import WireError, fields
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ class OnnxFile(MappedFile):
     """An ONNX file.
 
     Attributes:
-        structure: The model; its large weights are given by their places in this file, or in the files beside it that
-            it names.
+        structure: The model; its large weights are given by their places in this file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,10 +67,7 @@ class OnnxFile(MappedFile):
         tensor = self.structure.graph.initializer.add()
         for number, field_start, value, field_end in fields(view, start, end):
             if number == _TENSOR_RAW_DATA and field_end - value > _SMALL_BYTES:
-                tensor.data_location = TensorProto.EXTERNAL
-                place = {"location": self.path.name, "offset": value, "length": field_end - value}
-                for key, entry in place.items():
-                    tensor.external_data.add(key=key, value=str(entry))
+                leave_in_file(tensor, self.path.name, value, field_end - value)
             else:
                 tensor.MergeFromString(bytes(view[field_start:field_end]))
 
@@ -89,14 +86,9 @@ class OnnxFile(MappedFile):
                     f"{self.path} uses version {opset.version} of ONNX's operators: expected at most {newest}"
                 )
         for tensor in self.structure.graph.initializer:
-            if tensor.data_location == TensorProto.EXTERNAL:
-                self._check_place(tensor)
-
-    def _check_place(self, tensor: TensorProto) -> None:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        location = place.get("location", "")
-        if location != self.path.name:
-            raise ModelError(
-                f"{self.path}: the weight {tensor.name!r} is kept in another file ({os.path.basename(location)!r}); "
-                "expected all in one, as 'onnx.save' writes it"
-            )
+            place = place_in_file(tensor)
+            if place is not None and (location := place.get("location", "")) != self.path.name:
+                raise ModelError(
+                    f"{self.path}: the weight {tensor.name!r} is kept in another file "
+                    f"({os.path.basename(location)!r}); expected all in one, as 'onnx.save' writes it"
+                )

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx
+from onnx import helper
+
+from loadpart_common.tensors import BATCH
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import onnx
-
     from loadpart_common.graph import Value
+    from loadpart_common.tensors import TensorSpec
 
 OPSET = 17
 """Version of the operators that translators write: old enough for every engine of the last years."""
@@ -30,6 +35,26 @@ class OnnxProgram:
     model: onnx.ModelProto
     names: Mapping[Value, str]
     folder: Path
+
+
+def value_info(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
+    """A tensor as an input or an output of a model."""
+    sizes: list[int | str] = ["N" if size == BATCH else size for size in spec.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), sizes)
+
+
+def leave_in_file(tensor: onnx.TensorProto, file_name: str, offset: int, nbytes: int) -> None:
+    """Has a weight's elements be read from their place in a file."""
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": file_name, "offset": offset, "length": nbytes}.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def place_in_file(tensor: onnx.TensorProto) -> dict[str, str] | None:
+    """What `leave_in_file` has noted, by key; None for a weight that is in the model."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return None
+    return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def captured(node: onnx.NodeProto) -> list[str]:
