@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing LoADPart and what it needs into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[server,mindspore,onnxruntime]" --group test --group lint --group proto --group demo
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[server,mindspore,onnxruntime,openvino]" --group test --group lint --group proto --group demo
 	@touch $@
 
 .PHONY: setup

@@ -26,6 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
+from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.graph import Value
@@ -40,7 +41,7 @@ from loadpart_device.local import LocalRuntime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadpart_common.engines.base import Engine
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.graph import Graph
     from loadpart_common.store.model_store import StoredModel
     from loadpart_common.tensors import Array
@@ -80,11 +81,11 @@ def main() -> None:
         ):
             server = Connection(Endpoint(running.target), 256 << 20)
             for name in names:
-                engine, stored = choose_engine(ModelStore(store).open(name), options.engine)
+                setup, stored = choose_engine(ModelStore(store).open(name), EngineChoice(options.engine, threads=1))
                 cuts = stored.graph.cuts
                 task = bar.add_task(name, total=len(cuts))
                 started = time.monotonic()
-                wrong = compare(server, name, stored, engine, partial(bar.advance, task))
+                wrong = compare(server, name, stored, setup, partial(bar.advance, task))
                 several = sum(len(cut.live) > 1 for cut in cuts)
                 table.add_row(
                     name, str(stored.graph.layer_count), str(len(cuts)), str(several), str(wrong),
@@ -100,12 +101,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def compare(
-    server: Connection, name: str, stored: StoredModel, engine: type[Engine], on_cut: Callable[[], None]
-) -> int:
+def compare(server: Connection, name: str, stored: StoredModel, setup: EngineSetup, on_cut: Callable[[], None]) -> int:
     """Tries every cut of a network; returns for how many the outputs differ from those of the local run."""
     graph = stored.graph
-    local = LocalRuntime(stored, engine, threads=1, memory_limit_bytes=MEMORY)
+    local = LocalRuntime(stored, setup, memory_limit_bytes=MEMORY)
     inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph))}
     expected, _ = local.head(local_plan(graph), inputs, 1)
     wrong = 0

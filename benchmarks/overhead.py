@@ -31,6 +31,7 @@ from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
 from benchmarks.echo import echo
+from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.graph import Value
 from loadpart_common.planning.plan import plan_at
@@ -108,8 +109,9 @@ def main() -> None:
 @contextlib.contextmanager
 def bare_head(server: Connection, name: str, cache: Path, cut: int, image: Array) -> Iterator[Callable[[], object]]:
     """Yields a function that runs the head of a cut and nothing else, on the engine that this process's clients use."""
-    engine, stored = choose_engine(find_model([server], name, cache, 10.0, lambda _done, _total: None).stored)
-    runtime = LocalRuntime(stored, engine, threads=1, memory_limit_bytes=512 << 20)
+    found = find_model([server], name, cache, 10.0, lambda _done, _total: None)
+    setup, stored = choose_engine(found.stored, EngineChoice(threads=1))
+    runtime = LocalRuntime(stored, setup, memory_limit_bytes=512 << 20)
     plan = plan_at(stored.graph, cut)
     try:
         runtime.build([plan])

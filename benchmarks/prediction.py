@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.daemon import conditions, export_missing
 from loadpart_common.console import progress
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.engines.mindspore.engine import MindSporeEngine
 from loadpart_common.engines.mindspore.zoo import NETWORKS, export_synthetic
 from loadpart_common.engines.segment_cache import SegmentCache
@@ -49,7 +50,7 @@ def main() -> None:
     export_missing()
     store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
     RESULTS.mkdir(parents=True, exist_ok=True)
-    engine = MindSporeEngine(threads=1, cores=[sorted(os.sched_getaffinity(0))[-1]])
+    engine = EngineSetup(MindSporeEngine, 1).start([sorted(os.sched_getaffinity(0))[-1]])
     cache = SegmentCache(engine, memory_limit_bytes=64 << 20)
     with progress("calibrating") as tell:
         model = calibrate(cache, on_progress=tell)

@@ -17,6 +17,7 @@ import pytest
 from benchmarks.daemon import daemon
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.errors import ModelError, OffloadError, RequestError
 from loadpart_common.files import open_regular
 from loadpart_common.formats.registry import FORMATS
@@ -257,7 +258,7 @@ def test_the_files_that_replace_others_here_give_other_outputs(tmp_path: Path) -
     for document in (NETWORKS["tiny"], OTHER):
         with contextlib.closing(FORMATS["toy"].open(write("tiny", tmp_path, document))) as model:
             graph = model.graph
-            loaded = ToyEngine(threads=1).load(model, None)  # type: ignore[arg-type]
+            loaded = EngineSetup(ToyEngine, 1).start().load(model, None)  # type: ignore[arg-type]
             (output,) = loaded.compile(graph.head(graph.layer_count), 1).run([IMAGE])
             outputs.append(output)
     assert outputs[0].shape == outputs[1].shape

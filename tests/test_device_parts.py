@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from loadpart.v1 import offload_pb2
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.errors import ModelError, ModelNotFoundError, SettingsError, UnavailableError
 from loadpart_common.graph import Value
 from loadpart_common.planning.plan import PlanKey, local_plan, plan_at
@@ -41,7 +42,9 @@ def stored(tmp_path: Path) -> StoredModel:
 @pytest.fixture
 def runtime(stored: StoredModel) -> Iterator[LocalRuntime]:
     changes: list[int] = []
-    local = LocalRuntime(stored, ToyEngine, threads=1, memory_limit_bytes=1 << 20, on_change=lambda: changes.append(1))
+    local = LocalRuntime(
+        stored, EngineSetup(ToyEngine, 1), memory_limit_bytes=1 << 20, on_change=lambda: changes.append(1)
+    )
     yield local
     local.close()
 
@@ -90,7 +93,7 @@ def test_a_slow_device_shows_in_its_slow_down(runtime: LocalRuntime, monkeypatch
 
 
 def test_a_file_that_is_gone_is_an_error_when_it_is_waited_for(stored: StoredModel) -> None:
-    local = LocalRuntime(stored, ToyEngine, threads=1, memory_limit_bytes=1 << 20)
+    local = LocalRuntime(stored, EngineSetup(ToyEngine, 1), memory_limit_bytes=1 << 20)
     stored.path.unlink()
     local.build([local_plan(local.graph)])
     with pytest.raises(ModelError, match="the model file has been removed"):

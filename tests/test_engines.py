@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from loadpart_common.engines.base import EngineSetup
+from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.executor import EngineExecutor
-from loadpart_common.engines.registry import ENGINES, engine_for
+from loadpart_common.engines.registry import ENGINES, setups_for
 from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.engines.timing import idle_seconds
 from loadpart_common.errors import ModelError, SettingsError
@@ -32,7 +34,7 @@ class OneThreadEngine(ToyEngine):
 
 
 def cache_of(limit: int = MEMORY) -> SegmentCache:
-    return SegmentCache(ToyEngine(threads=1), limit)
+    return SegmentCache(EngineSetup(ToyEngine, 1).start(), limit)
 
 
 def test_a_file_that_is_loaded_twice_is_in_memory_once(tmp_path: Path) -> None:
@@ -66,7 +68,7 @@ def test_idle_seconds_are_those_of_one_item(tmp_path: Path) -> None:
 
 
 def test_an_engine_with_a_thread_of_its_own_is_used_there_only() -> None:
-    executor = EngineExecutor.acquire(OneThreadEngine, threads=1, memory_limit_bytes=MEMORY)
+    executor = EngineExecutor.acquire(EngineSetup(OneThreadEngine, 1), memory_limit_bytes=MEMORY)
     seen = {executor.run(lambda _: threading.get_ident()) for _ in range(3)}
     seen.add(executor.submit(lambda _: threading.get_ident()).result(5))
     assert len(seen) == 1
@@ -74,12 +76,12 @@ def test_an_engine_with_a_thread_of_its_own_is_used_there_only() -> None:
     with pytest.raises(ZeroDivisionError):
         executor.run(lambda _: 1 // 0)
     with pytest.raises(SettingsError, match="threads: expected 1, as for the other clients of this process, got 2"):
-        EngineExecutor.acquire(OneThreadEngine, threads=2, memory_limit_bytes=MEMORY)
+        EngineExecutor.acquire(EngineSetup(OneThreadEngine, 2), memory_limit_bytes=MEMORY)
     executor.release()
 
 
 def test_urgent_calls_go_before_background_work() -> None:
-    executor = EngineExecutor.acquire(OneThreadEngine, threads=1, memory_limit_bytes=MEMORY)
+    executor = EngineExecutor.acquire(EngineSetup(OneThreadEngine, 1), memory_limit_bytes=MEMORY)
     order: list[str] = []
     begun, hold = threading.Event(), threading.Event()
 
@@ -102,23 +104,25 @@ def test_urgent_calls_go_before_background_work() -> None:
 
 
 def test_any_other_engine_runs_on_the_callers_thread() -> None:
-    executor = EngineExecutor.acquire(ToyEngine, threads=1, memory_limit_bytes=MEMORY)
+    executor = EngineExecutor.acquire(EngineSetup(ToyEngine, 1), memory_limit_bytes=MEMORY)
     assert executor.run(lambda _: threading.get_ident()) == threading.get_ident()
     assert executor.submit(lambda _: threading.get_ident()).result(5) != threading.get_ident()
-    other = EngineExecutor.acquire(ToyEngine, threads=2, memory_limit_bytes=MEMORY)
+    other = EngineExecutor.acquire(EngineSetup(ToyEngine, 2), memory_limit_bytes=MEMORY)
     assert other is not executor
-    assert EngineExecutor.acquire(ToyEngine, threads=1, memory_limit_bytes=MEMORY) is executor
+    assert EngineExecutor.acquire(EngineSetup(ToyEngine, 1), memory_limit_bytes=MEMORY) is executor
     for each in (executor, executor, other):
         each.release()
 
 
 def test_the_registries(tmp_path: Path) -> None:
     assert next(iter(ENGINES)) == "mindspore"
-    assert engine_for("toy") is ToyEngine
-    assert engine_for("mindir").name == "mindspore"
+    assert setups_for("toy", EngineChoice())[0].engine is ToyEngine
+    assert [setup.engine.name for setup in setups_for("mindir", EngineChoice())] == ["mindspore"]
     with pytest.raises(ModelError, match="no engine takes models of the format 'unknown'"):
-        engine_for("unknown")
-    with pytest.raises(SettingsError, match="engine: expected one of mindspore, onnxruntime, toy, got 'unknown'"):
+        setups_for("unknown", EngineChoice())
+    with pytest.raises(
+        SettingsError, match="engine: expected one of mindspore, onnxruntime, openvino, toy, got 'unknown'"
+    ):
         ENGINES["unknown"]
     assert format_of(tmp_path / "a.toy") is FORMATS["toy"]
     assert format_of(tmp_path / "a.mindir") is FORMATS["mindir"]

@@ -58,7 +58,7 @@ def test_every_cut_is_exact_and_mindspore_is_nowhere(server: Daemon, cache: Path
 
 def test_the_server_names_format_and_engine(server: Daemon) -> None:
     with RawClient(server.target) as raw:
-        assert {(info.format, info.engine) for info in raw.models().values()} == {("toy", "toy 1")}
+        assert {(info.format, info.engine) for info in raw.models().values()} == {("toy", "toy 1, 1 thread")}
 
 
 def test_a_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.anchors import Anchors
 from loadpart_common.latency.curves import Curves
@@ -67,7 +68,7 @@ def test_what_costs_made_is_found_again() -> None:
             amounts["Relu", feature] = amounts["Relu", "calls"] * 10 ** rng.uniform(4, 7)
         seconds = sum(costs[key] * amount for key, amount in amounts.items())
         samples.append(Sample(amounts, seconds * (5 if index % 10 == 0 else 1)))
-    model = fit(samples, "toy 1", threads=1)
+    model = fit(samples, EngineSetup(ToyEngine, 1))
     for (family, feature), cost in costs.items():
         assert model.coefficients[family][feature] == pytest.approx(cost, rel=0.05), (family, feature)
     # Families without samples get the costs of the simple family that has some.
@@ -79,12 +80,12 @@ def test_a_model_survives_its_file_and_foreign_files_are_refused(tmp_path: Path)
     assert LatencyModel.from_json(shipped.to_json(), "x") == shipped
     measured = Profile({3: 0.1}, {0: 0.5})
     assert Profile.from_json(measured.to_json(), "x") == measured
-    measurements = Measurements(ToyEngine, 1, tmp_path)
+    measurements = Measurements(EngineSetup(ToyEngine, 1), tmp_path)
     assert measurements.model() == shipped
     assert measurements.profile("abc") == Profile({}, {})
     measurements.save_profile("abc", measured)
     assert measurements.profile("abc") == measured
-    assert Measurements(ToyEngine, 2, tmp_path).profile("abc") == Profile({}, {})  # not for 2 threads
+    assert Measurements(EngineSetup(ToyEngine, 2), tmp_path).profile("abc") == Profile({}, {})  # not for 2 threads
     measurements.save_model(shipped)
     if shipped.machine != machine_name():
         with pytest.raises(SettingsError, match="expected a model of"):
@@ -139,7 +140,7 @@ from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.latency.calibration import calibrate
 from loadpart_common.latency.profile import measure_profile
 
-cache = SegmentCache(MindSporeEngine(threads=1))
+cache = SegmentCache(EngineSetup(MindSporeEngine, 1).start())
 steps = []
 model = calibrate(cache, networks=4, on_progress=lambda done, total: steps.append((done, total)))
 assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from loadpart.mindir.v1 import mindir_pb2
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_common.engines.mindspore import engine
 from loadpart_common.engines.mindspore.denormals import flushed
@@ -32,7 +33,7 @@ MEMORY = 256 << 20
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[EngineExecutor]:
-    acquired = EngineExecutor.acquire(MindSporeEngine, threads=THREADS, memory_limit_bytes=MEMORY)
+    acquired = EngineExecutor.acquire(EngineSetup(MindSporeEngine, THREADS), memory_limit_bytes=MEMORY)
     yield acquired
     acquired.release()
 
@@ -194,8 +195,8 @@ def test_many_threads_may_use_the_engine(executor: EngineExecutor, exported: Pat
 
 
 def test_one_process_has_one_number_of_threads(executor: EngineExecutor) -> None:
-    with pytest.raises(SettingsError, match=f"threads: expected {executor.threads}.*got 7"):
-        EngineExecutor.acquire(MindSporeEngine, threads=7, memory_limit_bytes=MEMORY)
+    with pytest.raises(SettingsError, match=f"threads: expected {executor.setup.threads}.*got 7"):
+        EngineExecutor.acquire(EngineSetup(MindSporeEngine, 7), memory_limit_bytes=MEMORY)
 
 
 def test_a_checkpoint_gives_the_weights(executor: EngineExecutor, tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from benchmarks.daemon import daemon
 from onnx import TensorProto, helper, numpy_helper
 
 from loadpart_common.engines.adoption import adopted_graph
+from loadpart_common.engines.base import EngineSetup
+from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.onnxruntime.engine import OnnxRuntimeEngine
-from loadpart_common.engines.registry import engine_for
+from loadpart_common.engines.registry import setups_for
 from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.errors import CutError, ModelError
 from loadpart_common.families import Family
@@ -36,7 +38,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture
 def cache() -> Iterator[SegmentCache]:
-    made = SegmentCache(OnnxRuntimeEngine(threads=1))
+    made = SegmentCache(EngineSetup(OnnxRuntimeEngine, 1).start())
     yield made
     made.close()
 
@@ -89,7 +91,7 @@ def graph_of(path: Path, *, whole_network: bool = False) -> Graph:
     with contextlib.closing(Onnx().open(path)) as model:
         if whole_network:
             return model.graph
-        return adopted_graph(OnnxRuntimeEngine, model.graph, path, "onnx", model.digest())
+        return adopted_graph(EngineSetup(OnnxRuntimeEngine, 1), model.graph, path, "onnx", model.digest())
 
 
 def check_cuts(cache: SegmentCache, path: Path, batches: tuple[int, ...]) -> int:
@@ -175,7 +177,7 @@ def test_what_has_no_known_size_is_a_barrier_and_control_flow_one_layer(cache: S
 def test_a_file_in_the_store_is_served(tmp_path: Path) -> None:
     image_network(tmp_path / "store" / "any" / "model.onnx")
     assert ModelStore(tmp_path / "store").open("any").manifest.format == "onnx"
-    assert engine_for("onnx").name == "onnxruntime"
+    assert setups_for("onnx", EngineChoice())[0].engine.name == "onnxruntime"
     image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     with (
         daemon("--store", str(tmp_path / "store"), "--threads", "1") as server,

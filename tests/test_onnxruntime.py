@@ -15,10 +15,12 @@ import pytest
 from benchmarks.daemon import daemon
 
 from loadpart_common.engines.adoption import adopted_graph
+from loadpart_common.engines.base import EngineSetup
+from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_common.engines.mindspore.engine import MindSporeEngine
 from loadpart_common.engines.onnxruntime.engine import OnnxRuntimeEngine
-from loadpart_common.engines.registry import ENGINES, engine_for
+from loadpart_common.engines.registry import ENGINES, setups_for
 from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.errors import CutError, ModelError, SettingsError
 from loadpart_common.formats.mindir.format import MindIR
@@ -46,7 +48,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture
 def cache() -> Iterator[SegmentCache]:
-    made = SegmentCache(OnnxRuntimeEngine(threads=1))
+    made = SegmentCache(EngineSetup(OnnxRuntimeEngine, 1).start())
     yield made
     made.close()
 
@@ -59,7 +61,7 @@ def digest_of(path: Path) -> str:
 def graph_of(path: Path) -> Graph:
     """The network as ONNX Runtime can cut it."""
     with contextlib.closing(MindIR().open(path)) as model:
-        return adopted_graph(OnnxRuntimeEngine, model.graph, path, "mindir", model.digest())
+        return adopted_graph(EngineSetup(OnnxRuntimeEngine, 1), model.graph, path, "mindir", model.digest())
 
 
 @pytest.mark.parametrize("name", SERVABLE)
@@ -81,7 +83,7 @@ def test_outputs_are_those_of_mindspore_up_to_rounding(cache: SegmentCache, expo
     path = exported / name / f"{name}.mindir"
     model = cache.load(path, "mindir", digest_of(path))
     inputs = inputs_for(model.graph, model.graph.smallest_batch)
-    executor = EngineExecutor.acquire(MindSporeEngine, threads=1, memory_limit_bytes=256 << 20)
+    executor = EngineExecutor.acquire(EngineSetup(MindSporeEngine, 1), memory_limit_bytes=256 << 20)
 
     def reference(other: SegmentCache) -> list[Array]:
         return whole(other, other.load(path, "mindir"), inputs)
@@ -137,9 +139,9 @@ def test_an_operator_without_a_translation_is_refused_by_its_name(exported: Path
 
 def test_an_engine_that_is_not_there_is_named() -> None:
     with pytest.raises(SettingsError, match=r"engine: expected one of .*onnxruntime.*, got 'tensorflow'"):
-        engine_for("mindir", "tensorflow")
+        setups_for("mindir", EngineChoice("tensorflow"))
     with pytest.raises(ModelError, match="takes no models of the format 'toy'"):
-        engine_for("toy", ENGINE)
+        setups_for("toy", EngineChoice(ENGINE))
     assert ENGINES[ENGINE].is_installed()
 
 

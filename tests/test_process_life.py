@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_device import ClientClosedError, ModelError, OffloadClient, OffloadError
 from tests.support import code, eventually, inputs_for, run_all
@@ -174,7 +175,7 @@ class BrokenEngine(ToyEngine):
     name = "broken"
     needs_own_thread = True
 
-    def __init__(self, **_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         raise RuntimeError("of the engine")
 
 
@@ -185,7 +186,7 @@ class BrokenSharedEngine(BrokenEngine):
 
 @pytest.mark.parametrize("engine", [BrokenEngine, BrokenSharedEngine])
 def test_an_engine_that_cannot_start_tells_everyone(engine: type[BrokenEngine]) -> None:
-    executor = EngineExecutor.acquire(engine, threads=1, memory_limit_bytes=1 << 20)
+    executor = EngineExecutor.acquire(EngineSetup(engine, 1), memory_limit_bytes=1 << 20)
     told: list[str] = []
     message = r"the engine broken.* does not start: RuntimeError\('of the engine'\)"
     executor.when_started(lambda: told.append("the start has ended"))
@@ -326,17 +327,18 @@ def test_the_exit_waits_for_an_engine_that_starts() -> None:
     """Whatever it registers for the exit is then called, and nothing of it is left to run during the tear-down."""
     starting = """
         import atexit, sys, time
+        from loadpart_common.engines.base import EngineSetup
         from loadpart_common.engines.executor import EngineExecutor
         from tests.toy import ToyEngine
 
         class SlowEngine(ToyEngine):
             name = "slow"
             needs_own_thread = True
-            def __init__(self, **options):
+            def __init__(self, *_, **__):
                 time.sleep(0.5)
                 atexit.register(print, "the engine's end")
 
-        executor = EngineExecutor.acquire(SlowEngine, threads=1, memory_limit_bytes=1 << 20)
+        executor = EngineExecutor.acquire(EngineSetup(SlowEngine, 1), memory_limit_bytes=1 << 20)
         executor.when_started(lambda: atexit.register(print, "the user's end"))
         print("end of the program", flush=True)
     """

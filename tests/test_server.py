@@ -19,6 +19,7 @@ from benchmarks.daemon import daemon
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loadpart.v1 import offload_pb2
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.errors import (
     CutError,
     InputError,
@@ -73,7 +74,7 @@ def test_models_are_listed_with_the_cost_of_every_tail(client: RawClient) -> Non
     assert 0 < tiny.tail_seconds[0] < 1
     assert tiny.tail_seconds[-1] == 0
     assert (0, "raw") in {(plan.cut, plan.codec) for plan in tiny.ready_plans}
-    assert (tiny.format, tiny.engine) == ("toy", "toy 1")
+    assert (tiny.format, tiny.engine) == ("toy", "toy 1, 1 thread")
 
 
 def test_a_model_is_sent_whole(client: RawClient) -> None:
@@ -354,7 +355,7 @@ def test_every_cut_of_every_small_network_over_the_wire(client: RawClient, store
 
 
 def test_a_damaged_latency_model_is_an_error_and_not_one_of_each_network(store: Path, tmp_path: Path) -> None:
-    path = Measurements(ToyEngine, 1, tmp_path).model_path
+    path = Measurements(EngineSetup(ToyEngine, 1), tmp_path).model_path
     path.write_text("damaged")
     ended = serve("--store", str(store), "--threads", "1", "--latency-folder", str(tmp_path))
     assert ended.returncode == 1

@@ -68,8 +68,8 @@ def test_what_does_not_fit_is_refused_with_its_size(slot: Slot) -> None:
 
 def test_messages_come_out_as_they_went_in() -> None:
     for order in (
-        RunTail("a", "toy", "d", 3, "raw", 1, (("|u1", (1,), 0, 1),)),
-        PrepareTail("a", "toy", "d", 3, 2, 0),
+        RunTail("toy", "exact", "", "a", "toy", "d", 3, "raw", 1, (("|u1", (1,), 0, 1),)),
+        PrepareTail("toy", "bfloat16", "", "a", "toy", "d", 3, 2, 0),
     ):
         assert decode_order(encode_order(order)) == order
     for answer in (

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.tensors import Array
 
 FAMILIES = {"affine": Family.MULTIPLICATION, "concat": Family.CONCATENATION, "dense": Family.MATRIX_PRODUCT}
@@ -116,8 +117,8 @@ class ToyEngine(Engine):
     name, formats = "toy", frozenset({"toy"})
     needs_own_thread = threads_fixed_for_process = False
 
-    def __init__(self, *, threads: int, cores: Collection[int] | None = None) -> None:  # noqa: ARG002
-        self.threads = threads
+    def __init__(self, setup: EngineSetup, *, cores: Collection[int] | None = None) -> None:  # noqa: ARG002
+        self.setup = setup
 
     @classmethod
     def version(cls) -> str:

@@ -35,6 +35,7 @@ from benchmarks.comparison.others import DEVICES_A_NETWORK
 from benchmarks.comparison.records import Results, Writer, read
 from benchmarks.daemon import BIN, conditions, daemon, export_missing
 from benchmarks.testbed import SERVER_ADDRESS, link
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.latency.measurements import Measurements
@@ -139,7 +140,7 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
     with contextlib.ExitStack() as stack:
         wire = stack.enter_context(link())
         engine = ENGINES[DEFAULT_ENGINE]
-        if kind.calibrates and not Measurements(engine, 1, folders.latency).model_path.exists():
+        if kind.calibrates and not Measurements(EngineSetup(engine, 1), folders.latency).model_path.exists():
             calibrate = ("calibrate", "--threads", "1", "--latency-folder", folders.latency)
             subprocess.run([BIN / "loadpart-edge", *calibrate], check=True)
         server = stack.enter_context(daemon(*serve, cores={cores[-1]}, address=SERVER_ADDRESS, wrapper=wire.command()))
@@ -148,7 +149,7 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
         wire.enter_device()
         os.sched_setaffinity(0, {cores[0]})
         # Held to the end, so that all clients share one engine and its thread.
-        executor = EngineExecutor.acquire(engine, threads=1, memory_limit_bytes=_EXECUTOR_BYTES)
+        executor = EngineExecutor.acquire(EngineSetup(engine, 1), memory_limit_bytes=_EXECUTOR_BYTES)
         task = progress.add_task("", total=len(wanted) + len(courses))
         done = 0
         everything: list[Condition | Trace] = [*wanted, *courses]

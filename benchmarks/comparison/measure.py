@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.comparison.grid import IDLE, NETWORKS, Load
 from benchmarks.comparison.records import Measured, Sample
 from benchmarks.testbed import slow_device
+from loadpart_common.engines.base import EngineSetup
 from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.machine import machine_name
@@ -175,8 +176,8 @@ def device(target: str, network: str, slow_down: int, folders: Folders) -> Itera
         factor = _local_seconds(fixed, image) / quick
         latency = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = ENGINES[DEFAULT_ENGINE]
-        calibrated = Measurements(engine, 1, folders.latency).model()
-        Measurements(engine, 1, latency).save_model(_slowed(calibrated, factor))
+        calibrated = Measurements(EngineSetup(engine, 1), folders.latency).model()
+        Measurements(EngineSetup(engine, 1), latency).save_model(_slowed(calibrated, factor))
         clients = {
             policy: client(policy, latency, folders.decisions / f"{network}-{slow_down}-{policy}.jsonl")
             for policy in ADAPTIVE

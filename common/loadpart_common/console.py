@@ -28,7 +28,12 @@ LatencyFolder = Annotated[Path | None, typer.Option(help="Folder for what is mea
 _LONGEST_ERROR = 20_000
 
 EngineName = Annotated[
-    str | None, typer.Option("--engine", help="mindspore or onnxruntime; auto: the first one that is installed.")
+    str | None,
+    typer.Option("--engine", help="mindspore, onnxruntime, openvino, or auto: the fastest, as measured."),
+]
+Precision = Annotated[str | None, typer.Option(help="exact, or what the engine offers: bfloat16, float16.")]
+Provider = Annotated[
+    str | None, typer.Option(help="What the engine computes on, such as cuda; the processor if absent.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of one operator; all cores if absent.")]
 
@@ -118,7 +123,7 @@ def _engine(measurements: Measurements) -> Iterator[SegmentCache]:
     """The engine that is to be measured, started."""
     from loadpart_common.engines.segment_cache import SegmentCache
 
-    cache = SegmentCache(measurements.engine(threads=measurements.threads))
+    cache = SegmentCache(measurements.setup.start())
     try:
         yield cache
     finally:

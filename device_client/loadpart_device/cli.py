@@ -6,17 +6,16 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from loadpart_common import console
-from loadpart_common.engines.registry import calibrated_engine
+from loadpart_common.engines.registry import calibrated_setup
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.measurements import Measurements
-from loadpart_common.machine import usable_cores
 from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
@@ -73,6 +72,11 @@ def infer(
     repeat: Annotated[int, typer.Option(min=1, help="How many times to run.")] = 1,
     deadline: Annotated[float | None, typer.Option(help="Seconds within which an answer is wanted.")] = None,
     engine: console.EngineName = None,
+    precision: console.Precision = None,
+    provider: console.Provider = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="Only servers whose answers have the same bits as this device's.")
+    ] = None,
     threads: console.Threads = None,
     cache: Cache = None,
     latency_folder: console.LatencyFolder = None,
@@ -89,6 +93,9 @@ def infer(
         "policy": policy,
         "deadline": deadline,
         "engine": engine,
+        "precision": precision,
+        "provider": provider,
+        "exact": exact,
         "threads": threads,
         "cache": cache,
         "latency_folder": latency_folder,
@@ -104,6 +111,9 @@ def infer(
             policy=parse_policy(settings.policy),
             deadline=settings.deadline,
             engine=settings.engine,
+            precision=settings.precision,
+            provider=settings.provider,
+            exact=settings.exact,
             threads=settings.threads,
             cache=settings.cache,
             latency_folder=settings.latency_folder,
@@ -141,6 +151,8 @@ def plan(
     as_json: Json = False,
     server: ServerOption = None,
     engine: console.EngineName = None,
+    precision: console.Precision = None,
+    provider: console.Provider = None,
     threads: console.Threads = None,
     cache: Cache = None,
     latency_folder: console.LatencyFolder = None,
@@ -154,15 +166,22 @@ def plan(
     for name, value in (("bandwidth", bandwidth), ("load", load), ("device-slow-down", device_slow_down)):
         if value is not None and not 0 < value < float("inf"):
             raise SettingsError(f"{name}: expected a number above 0, got {value}")
-    settings = _model_settings(server, model, engine, threads, cache, latency_folder, connect_timeout, config)
+    flags: dict[str, object] = {
+        "server": server,
+        "model": model,
+        "engine": engine,
+        "precision": precision,
+        "provider": provider,
+    }
+    flags |= {"threads": threads, "cache": cache, "latency_folder": latency_folder}
+    settings = load_settings({**flags, "connect_timeout": connect_timeout}, config)
     with fetching() as on_progress:
         network = look_up(
             settings.model,
             Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES),
             cache=_cache(settings),
             latency_folder=_latency_folder(settings),
-            engine=settings.engine,
-            threads=settings.threads or usable_cores(),
+            engine=settings.engine_choice,
             timeout_seconds=settings.connect_timeout,
             measure=bandwidth is None,
             on_progress=on_progress,
@@ -191,17 +210,17 @@ def plan(
 @app.command()
 def calibrate(
     engine: console.EngineName = None,
+    precision: console.Precision = None,
+    provider: console.Provider = None,
     threads: console.Threads = None,
     latency_folder: console.LatencyFolder = None,
     config: Config = None,
     show: Annotated[bool, typer.Option("--show", help="Print the latency model in use; measure nothing.")] = False,
 ) -> None:
     """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
-    flags = {"engine": engine, "threads": threads, "latency_folder": latency_folder}
-    settings = load_settings(flags, config, needs_model=False)
-    measurements = Measurements(
-        calibrated_engine(settings.engine), settings.threads or usable_cores(), _latency_folder(settings)
-    )
+    flags = {"engine": engine, "precision": precision, "provider": provider, "threads": threads}
+    settings = load_settings({**flags, "latency_folder": latency_folder}, config, needs_model=False)
+    measurements = Measurements(calibrated_setup(settings.engine_choice), _latency_folder(settings))
     console.calibrate(measurements, show=show)
 
 
@@ -210,6 +229,8 @@ def profile(
     model: Model = None,
     server: ServerOption = None,
     engine: console.EngineName = None,
+    precision: console.Precision = None,
+    provider: console.Provider = None,
     threads: console.Threads = None,
     cache: Cache = None,
     latency_folder: console.LatencyFolder = None,
@@ -217,15 +238,22 @@ def profile(
     config: Config = None,
 ) -> None:
     """Measures heads and tails of a model on this machine; the model is fetched when it is not cached."""
-    settings = _model_settings(server, model, engine, threads, cache, latency_folder, connect_timeout, config)
+    flags: dict[str, object] = {
+        "server": server,
+        "model": model,
+        "engine": engine,
+        "precision": precision,
+        "provider": provider,
+    }
+    flags |= {"threads": threads, "cache": cache, "latency_folder": latency_folder}
+    settings = load_settings({**flags, "connect_timeout": connect_timeout}, config)
     with (
         contextlib.closing(Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES)) as connection,
         fetching() as on_progress,
     ):
         found = find_model([connection], settings.model, _cache(settings), settings.connect_timeout, on_progress)
-    engine_class, stored = choose_engine(found.stored, settings.engine)
-    measurements = Measurements(engine_class, settings.threads or usable_cores(), _latency_folder(settings))
-    console.profile(measurements, stored)
+    setup, stored = choose_engine(found.stored, settings.engine_choice)
+    console.profile(Measurements(setup, _latency_folder(settings)), stored)
 
 
 @app.command()
@@ -251,22 +279,6 @@ def replay(
     out.print(table)
     same = sum(decision.again() == decision.chosen for decision in decisions)
     out.print(f"{len(decisions)} decisions; made again from what was known, {same} are the same")
-
-
-def _model_settings(
-    server: str | None,
-    model: str | None,
-    engine: str | None,
-    threads: int | None,
-    cache: str | None,
-    latency_folder: Path | None,
-    connect_timeout: float | None,
-    config: Path | None,
-) -> Settings:
-    """Settings of the commands that look at a model without running an inference."""
-    flags: dict[str, Any] = {"server": server, "model": model, "threads": threads, "cache": cache}
-    flags |= {"engine": engine, "latency_folder": latency_folder, "connect_timeout": connect_timeout}
-    return load_settings(flags, config)
 
 
 def _cache(settings: Settings) -> Path:

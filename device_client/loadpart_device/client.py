@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from loadpart_common import forks
-from loadpart_common.engines.registry import AUTO
+from loadpart_common.engines.choice import DEFAULT, EXACT, EngineChoice
 from loadpart_common.errors import ClientClosedError, OffloadError
-from loadpart_common.machine import usable_cores
 from loadpart_common.planning.plan import local_plan, plan_at
 from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.endpoint import Endpoint
@@ -61,7 +60,10 @@ class OffloadClient:
         policy: str | int = "load-aware",
         deadline: float | None = None,
         hedge: bool = True,
-        engine: str = AUTO,
+        engine: str = DEFAULT,
+        precision: str = EXACT,
+        provider: str = "",
+        exact: bool = False,
         threads: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         latency_folder: str | os.PathLike[str] | None = None,
@@ -84,8 +86,13 @@ class OffloadClient:
                 the device begins to finish itself in time, as far as that is possible.
             hedge: Whether the device also begins to finish itself when an answer is later than predicted by the margin
                 of error of the predictions; the first of the two to finish counts. It costs at most 1 % of its time.
-            engine: `mindspore`, `onnxruntime`, or `auto` for the first of them that is installed. Results have the same
-                bits as the server's when both use the same one.
+            engine: `mindspore`, `onnxruntime`, `openvino`, or `auto` for the fastest of those that are installed, as
+                measured for the model on this machine. By default MindSpore where it is installed, else as `auto`.
+                `result.plan.exact` says whether the server's engine gives the same bits.
+            precision: `exact`, or one that the engine offers, such as `bfloat16`, which is quicker and less precise;
+                `loadpart-device accuracy` measures by how much.
+            provider: What the engine computes on, such as `cuda`, `coreml` or `gpu`; the processor by default.
+            exact: Whether to leave servers alone whose answers have other bits than this device's own.
             threads: Cores to compute on; all by default. Results have the same bits as the server's when it computes on
                 as many.
             cache: Folder for fetched models; `~/.cache/loadpart/models` by default.
@@ -120,14 +127,13 @@ class OffloadClient:
             undo.callback(connection.close)
             folder = Path(cache) if cache else default_cache()
             found, _, why_not = find_model([connection], model, folder, connect_timeout, on_progress)
-            engine_class, stored = choose_engine(found, engine)
+            setup, stored = choose_engine(found, EngineChoice(engine, threads or 0, precision, provider))
             manifest = stored.manifest
             self._digest, self.labels, self._graph = manifest.digest, manifest.labels, stored.graph
             self._policy = make_policy(policy, self._graph)
             self._local = local = LocalRuntime(
                 stored,
-                engine_class,
-                threads=threads or usable_cores(),
+                setup,
                 memory_limit_bytes=segment_memory_bytes,
                 latency_folder=Path(latency_folder) if latency_folder else None,
                 on_change=self._segments_changed,
@@ -145,7 +151,7 @@ class OffloadClient:
             self._metrics = Metrics(model, fleet, self._hedging, metrics_listen) if metrics_listen else None
             undo.pop_all()
         alone = self._policy.uses_latency_model_only
-        self._planner = Planner(model, self._digest, local, fleet, uses_latency_model_only=alone)
+        self._planner = Planner(model, self._digest, local, fleet, uses_latency_model_only=alone, exact=exact)
         self._runner = InferenceRunner(stored, model, local, fleet, self._planner, hedging=self._hedging, log=self._log)
         # An engine may tear itself down at exit, too, and hang whoever uses it after that. What is registered last runs
         # first, so closing is registered again once the engine is there.
@@ -166,6 +172,11 @@ class OffloadClient:
     def graph(self) -> Graph:
         """The network: its inputs, layers, outputs and cuts."""
         return self._graph
+
+    @property
+    def engine(self) -> str:
+        """The engine of this device, in words: name, version, precision, threads."""
+        return str(self._local.setup)
 
     @property
     def digest(self) -> str:

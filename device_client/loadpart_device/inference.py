@@ -152,10 +152,11 @@ class InferenceRunner:
         if self._log:
             self._log.write(policy.name, choice, world, batch, timings.total)
         edge, taken = choice.chosen
+        exact = reply is None or self._planner.is_exact(self._fleet[edge])
         location: Location = "local" if taken.is_local else "split" if taken.cut else "offload"
         return Result(
             tuple(values[value] for value in self._graph.outputs),
-            Plan(taken.cut, location, taken.codec, edge, choice.predicted_seconds, choice.reason),
+            Plan(taken.cut, location, taken.codec, edge, choice.predicted_seconds, exact, choice.reason),
             timings,
             late=deadline_seconds is not None and timings.total > deadline_seconds,
             hedged=finished.hedged,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from loadpart_common.engines.base import Engine
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.engines.segment_cache import CachedModel, SegmentCache
     from loadpart_common.graph import Graph, Segment, Value
     from loadpart_common.store.model_store import StoredModel
@@ -38,14 +38,14 @@ class LocalRuntime:
 
     Attributes:
         graph: The network.
+        setup: The engine, and how it computes.
     """
 
     def __init__(
         self,
         stored: StoredModel,
-        engine: type[Engine],
+        setup: EngineSetup,
         *,
-        threads: int,
         memory_limit_bytes: int,
         latency_folder: Path | None = None,
         on_change: Callable[[], None] = lambda: None,
@@ -54,8 +54,7 @@ class LocalRuntime:
 
         Args:
             stored: The model, with the cuts that the engine has.
-            engine: The engine.
-            threads: Threads of one operator.
+            setup: The engine, and how it computes.
             memory_limit_bytes: Bound on the memory of compiled segments, weights left out.
             latency_folder: Folder with what was measured of this machine; the usual one when None.
             on_change: Called, on the engine's thread, when `is_ready` or `head_seconds` have changed.
@@ -66,13 +65,14 @@ class LocalRuntime:
         """
         self._on_change = on_change
         self.graph: Graph = stored.graph
+        self.setup = setup
         self._stored = stored
-        measurements = Measurements(engine, threads, latency_folder)
+        measurements = Measurements(setup, latency_folder)
         self._curves = Curves(self.graph, measurements.model())
         self._anchors = Anchors()
         for cut, seconds in measurements.profile(stored.manifest.digest).heads.items():
             self._anchors.measure(plan_at(self.graph, cut), seconds)
-        self._executor = EngineExecutor.acquire(engine, threads=threads, memory_limit_bytes=memory_limit_bytes)
+        self._executor = EngineExecutor.acquire(setup, memory_limit_bytes=memory_limit_bytes)
         self._model: CachedModel | None = None
         self._is_closed = False
         self._ready: set[PlanKey] = set()

@@ -35,6 +35,7 @@ class Planner:
         fleet: Fleet,
         *,
         uses_latency_model_only: bool,
+        exact: bool,
     ) -> None:
         """Makes a planner.
 
@@ -44,6 +45,7 @@ class Planner:
             local: Builds and runs heads.
             fleet: The servers.
             uses_latency_model_only: See `Policy.uses_latency_model_only`.
+            exact: Whether to leave servers alone whose answers have other bits than this device's.
         """
         self._model = model
         self._digest = digest
@@ -51,6 +53,8 @@ class Planner:
         self._fleet = fleet
         self._graph: Graph = local.graph
         self._uses_latency_model_only = uses_latency_model_only
+        self._exact = exact
+        self._numerics = local.setup.numerics
         self._local_plan = local_plan(self._graph)
         self._reply_bytes = reply_bytes(self._graph)
         self._plans: dict[str, Plans] = {}  # by edge
@@ -80,10 +84,18 @@ class Planner:
         edge.offer = offer = Offer.of(models.get(self._model), self._digest, self._graph.layer_count)
         if offer is None:
             log.warning("%s does not serve model %r with this device's digest", edge.name, self._model)
+        edge.why_unwanted = None
+        if self._exact and offer is not None and not self.is_exact(edge):
+            edge.why_unwanted = f"its engine gives other bits: {offer.engine}, here {self._local.setup}"
+            log.warning("%s is left alone: %s", edge.name, edge.why_unwanted)
         self.update()
         if offer is not None:
             offered = [point for point in self._points(offer) if self._is_offered(point, offer)]
             self._local.build([point.key for point in winning_plans(offered)])
+
+    def is_exact(self, edge: Edge) -> bool:
+        """Whether a server's answers have the bits that this device would compute itself."""
+        return edge.offer is not None and edge.offer.numerics == self._numerics
 
     def update(self) -> None:
         """Makes the plans anew: those whose head is built here and whose tail is built there, and the local one."""

@@ -22,6 +22,8 @@ class Plan:
         codec: How the tensors at the cut were written; empty when nothing was sent.
         server: The server that took part; empty when none did.
         predicted_seconds: Latency that the decision expected; None when it had nothing to go by.
+        exact: Whether the outputs have the bits that this device would have computed alone: it did, or the server's
+            engine is the same, in version, precision and, where that matters, threads.
     """
 
     cut: int
@@ -29,6 +31,7 @@ class Plan:
     codec: str
     server: str
     predicted_seconds: float | None
+    exact: bool
     _reason: str | Explanation
 
     @property
@@ -95,6 +98,7 @@ class Result:
                 "codec": plan.codec,
                 "server": plan.server,
                 "predicted_seconds": plan.predicted_seconds,
+                "exact": plan.exact,
                 "reason": plan.reason,
             },
             "timings": asdict(self.timings),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loadpart_common.engines.choice import DEFAULT, EXACT, EngineChoice
 from loadpart_common.errors import SettingsError
 from loadpart_common.wire.credentials import Credentials
 from loadpart_common.wire.endpoint import Endpoint, is_address, is_loopback
@@ -30,7 +31,10 @@ class Settings:
     model: str = ""
     policy: str = "load-aware"
     deadline: float | None = None
-    engine: str = "auto"
+    engine: str = DEFAULT
+    precision: str = EXACT
+    provider: str = ""
+    exact: bool = False
     threads: int | None = None
     cache: str | None = None
     latency_folder: str | None = None
@@ -47,8 +51,13 @@ class Settings:
     server_name: str = ""
     insecure: bool = False
 
+    @property
+    def engine_choice(self) -> EngineChoice:
+        """What the settings say of the engine."""
+        return EngineChoice(self.engine, self.threads or 0, self.precision, self.provider)
 
-_FLAGS = ("hedge", "tls", "insecure")
+
+_FLAGS = ("hedge", "exact", "tls", "insecure")
 _CREDENTIALS = ("ca", "certificate", "key", "token_file")
 _TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.table import Table
 from loadpart_common import console
 from loadpart_common.engines.mindspore.zoo import FORMAT, NETWORKS
 from loadpart_common.engines.mindspore.zoo import export as export_network
-from loadpart_common.engines.registry import ENGINES, calibrated_engine
+from loadpart_common.engines.registry import ENGINES, calibrated_setup
 from loadpart_common.errors import OffloadError
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.latency.measurements import Measurements
@@ -70,6 +70,8 @@ def serve(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; each holds all models.")] = None,
     engine: console.EngineName = None,
+    precision: console.Precision = None,
+    provider: console.Provider = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one worker; 0 shares out the cores.")] = None,
     queue_limit: Annotated[int | None, typer.Option(help="Jobs that may wait; more are refused.")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest message that is accepted.")] = None,
@@ -168,14 +170,17 @@ def _engines_of(stored: StoredModel) -> list[str]:
 @app.command()
 def calibrate(
     engine: console.EngineName = None,
+    precision: console.Precision = None,
+    provider: console.Provider = None,
     threads: console.Threads = None,
     latency_folder: console.LatencyFolder = None,
     config: Config = None,
     show: Annotated[bool, typer.Option("--show", help="Print the latency model in use; measure nothing.")] = False,
 ) -> None:
     """Measures what operators cost on this machine (a minute or two), for networks that never ran here."""
-    settings = load_settings({"engine": engine, "threads": threads, "latency_folder": latency_folder}, config)
-    measurements = Measurements(calibrated_engine(settings.engine), settings.worker_threads, settings.latency_folder)
+    flags = {"engine": engine, "precision": precision, "provider": provider}
+    settings = load_settings({**flags, "threads": threads, "latency_folder": latency_folder}, config)
+    measurements = Measurements(calibrated_setup(settings.engine_choice), settings.latency_folder)
     console.calibrate(measurements, show=show)
 
 
@@ -183,18 +188,21 @@ def calibrate(
 def profile(
     names: Annotated[list[str] | None, typer.Argument(help="Models in the store; all if absent.")] = None,
     engine: console.EngineName = None,
+    precision: console.Precision = None,
+    provider: console.Provider = None,
     threads: console.Threads = None,
     store: Store = None,
     latency_folder: console.LatencyFolder = None,
     config: Config = None,
 ) -> None:
     """Measures heads and tails of models on this machine; the daemon takes their figures from then on."""
-    flags = {"engine": engine, "threads": threads, "store": store, "latency_folder": latency_folder}
+    flags: dict[str, Any] = {"engine": engine, "precision": precision, "provider": provider, "threads": threads}
+    flags |= {"store": store, "latency_folder": latency_folder}
     settings = load_settings(flags, config)
     models = ModelStore(settings.store)
     for name in names or models.names():
-        engine_class, stored = choose_engine(models.open(name), settings.engine)
-        console.profile(Measurements(engine_class, settings.worker_threads, settings.latency_folder), stored)
+        setup, stored = choose_engine(models.open(name), settings.engine_choice)
+        console.profile(Measurements(setup, settings.latency_folder), stored)
 
 
 def main() -> None:

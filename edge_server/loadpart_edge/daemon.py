@@ -185,8 +185,7 @@ class Daemon:
         settings, preparations = self._settings, self._models.preparations()
         self._to_build = len(preparations) * settings.workers
         workers = LocalWorkers(
-            self._models.stored,
-            engine=settings.engine,
+            self._models.with_digest,
             workers=settings.workers,
             threads=settings.worker_threads,
             max_message_bytes=settings.max_message_bytes,

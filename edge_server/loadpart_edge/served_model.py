@@ -19,7 +19,7 @@ from loadpart_edge.workers.base import Preparation
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from loadpart_common.engines.base import Engine
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.graph import Cut
     from loadpart_common.latency.model import LatencyModel
     from loadpart_common.latency.profile import Profile
@@ -39,7 +39,7 @@ class ServedModel:
         name: Its name.
         stored: Its file and manifest.
         graph: Its layers.
-        engine: The engine that runs its tails.
+        setup: The engine that runs its tails, and how.
         candidates: Plans whose tails are built ahead: those that can win.
         tail_seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,); the mean of the hosts.
         modelled_tail_seconds: The same from the latency model alone.
@@ -51,7 +51,7 @@ class ServedModel:
         self,
         name: str,
         stored: StoredModel,
-        engine: type[Engine],
+        setup: EngineSetup,
         latency: LatencyModel,
         profile: Profile,
         on_change: Callable[[], None],
@@ -63,7 +63,7 @@ class ServedModel:
         Args:
             name: Its name.
             stored: Its file and manifest.
-            engine: The engine that runs its tails.
+            setup: The engine that runs its tails, and how.
             latency: The latency model of this machine and that engine.
             profile: What was measured of the model on this machine.
             on_change: Called when `tail_seconds` or `ready_plans` have changed.
@@ -73,7 +73,7 @@ class ServedModel:
         self.name = name
         self.stored = stored
         self.graph = stored.graph
-        self.engine = engine
+        self.setup = setup
         self._curves = Curves(self.graph, latency)
         self._profile = profile
         self._by_host: dict[str, TailTimes] = {}

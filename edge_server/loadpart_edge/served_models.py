@@ -19,9 +19,9 @@ from loadpart_edge.served_model import ServedModel
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from loadpart_common.engines.base import Engine
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.latency.model import LatencyModel
-    from loadpart_common.store.model_store import ModelStore, StoredModel
+    from loadpart_common.store.model_store import ModelStore
     from loadpart_edge.settings import Settings
     from loadpart_edge.workers.base import Preparation
 
@@ -53,11 +53,11 @@ class ServedModels:
         names = settings.models or store.names()
         if not names:
             raise ModelNotFoundError(f"no models in {store.folder}: 'loadpart-edge export' puts some there")
-        latency: dict[type[Engine], LatencyModel] = {}
+        latency: dict[EngineSetup, LatencyModel] = {}
         for name in names:
             try:
-                engine, stored = choose_engine(store.open(name), settings.engine)
-                measurements = Measurements(engine, settings.worker_threads, settings.latency_folder)
+                setup, stored = choose_engine(store.open(name), settings.engine_choice)
+                measurements = Measurements(setup, settings.latency_folder)
                 profile = measurements.profile(stored.manifest.digest)
             except OffloadError as error:
                 if settings.models:
@@ -65,13 +65,13 @@ class ServedModels:
                 log.error("model %s is not served: %s", name, error)
                 self._broken[name] = error
                 continue
-            if engine not in latency:
-                latency[engine] = measurements.model()
+            if setup not in latency:
+                latency[setup] = measurements.model()
             model = ServedModel(
                 name,
                 stored,
-                engine,
-                latency[engine],
+                setup,
+                latency[setup],
                 profile,
                 self._count_change,
                 memory_limit_bytes=settings.segment_memory_bytes,
@@ -98,9 +98,9 @@ class ServedModels:
             raise ModelError(str(self._broken[name]))
         raise ModelNotFoundError(f"no model {name!r}: expected one of {', '.join(self._models)}")
 
-    def stored(self, digest: str) -> StoredModel:
-        """The file with a digest, as workers ask for it."""
-        return self._by_digest[digest][0].stored
+    def with_digest(self, digest: str) -> ServedModel:
+        """A model whose file has a digest, as workers ask for it."""
+        return self._by_digest[digest][0]
 
     def preparations(self) -> list[Preparation]:
         """The tails to build ahead, the canary's among them."""

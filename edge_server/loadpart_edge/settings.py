@@ -15,6 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from loadpart_common.engines.choice import DEFAULT, EXACT, EngineChoice
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.measurements import default_folder
 from loadpart_common.machine import usable_cores
@@ -92,7 +93,12 @@ class Settings(BaseSettings):
         le=256,
         description="worker processes; each holds all models",
     )
-    engine: str = Field("auto", description="engine that runs tails; auto: the first one that is installed")
+    engine: str = Field(
+        DEFAULT,
+        description="engine that runs tails; default: MindSpore where it is installed; auto: the fastest, as measured",
+    )
+    precision: str = Field(EXACT, description="exact, or what the engine offers, such as bfloat16")
+    provider: str = Field("", description="what the engine computes on, such as cuda; the processor when not given")
     threads: int = Field(0, ge=0, le=1024, description="threads of one worker; 0 shares the cores among the workers")
     queue_limit: int = Field(64, ge=1, description="jobs that may wait; more are refused")
     max_message_bytes: int = Field(
@@ -150,6 +156,11 @@ class Settings(BaseSettings):
     def worker_threads(self) -> int:
         """Threads of one worker."""
         return self.threads or max(1, usable_cores() // self.workers)
+
+    @property
+    def engine_choice(self) -> EngineChoice:
+        """What the settings say of a worker's engine."""
+        return EngineChoice(self.engine, self.worker_threads, self.precision, self.provider)
 
     @classmethod
     def settings_customise_sources(

@@ -415,6 +415,7 @@ class ModelInfo(_message.Message):
     READY_PLANS_FIELD_NUMBER: _builtins.int
     LABELS_DIGEST_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FIELD_NUMBER: _builtins.int
+    NUMERICS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     digest: _builtins.str
@@ -422,11 +423,13 @@ class ModelInfo(_message.Message):
     format: _builtins.str
     """Format of the file."""
     engine: _builtins.str
-    """Name and version of the engine that runs its tails."""
+    """The engine that runs its tails, in words: name, version, precision, threads."""
     labels_digest: _builtins.str
     """SHA-256 of the labels in the manifest, in hexadecimal."""
     max_batch: _builtins.int
     """Largest batch that the server runs."""
+    numerics: _builtins.str
+    """Stands for the bits of results: a device for which it is the same gets those that it would compute itself."""
     @_builtins.property
     def tail_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Seconds that the tail of each cut takes on this server when idle, one image, for cut 0 to the number of layers."""
@@ -451,10 +454,11 @@ class ModelInfo(_message.Message):
         ready_plans: _abc.Iterable[Global___Plan] | None = ...,
         labels_digest: _builtins.str = ...,
         max_batch: _builtins.int = ...,
+        numerics: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "format", b"format", "labels_digest", b"labels_digest", "max_batch", b"max_batch", "modelled_tail_seconds", b"modelled_tail_seconds", "name", b"name", "ready_plans", b"ready_plans", "tail_seconds", b"tail_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "format", b"format", "labels_digest", b"labels_digest", "max_batch", b"max_batch", "modelled_tail_seconds", b"modelled_tail_seconds", "name", b"name", "numerics", b"numerics", "ready_plans", b"ready_plans", "tail_seconds", b"tail_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

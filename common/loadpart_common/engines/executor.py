@@ -16,7 +16,7 @@ from loadpart_common.errors import ClientClosedError, ModelError, OffloadError, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadpart_common.engines.base import Engine
+    from loadpart_common.engines.base import Engine, EngineSetup
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,17 +34,17 @@ class EngineExecutor:
     """
 
     _sharing: ClassVar = threading.Lock()
-    _shared: ClassVar[dict[tuple[str, int], EngineExecutor]] = {}  # see `_key`
+    _shared: ClassVar[dict[EngineSetup, EngineExecutor]] = {}  # see `_key`
 
-    def __init__(self, engine: type[Engine], threads: int, memory_limit_bytes: int) -> None:
+    def __init__(self, setup: EngineSetup, memory_limit_bytes: int) -> None:
         """Starts the thread, which starts the engine; that may take seconds.
 
         Raises:
             SettingsError: This process is a fork of one that had an engine.
         """
         forks.begin_use()
-        self.threads = threads
-        self._engine = engine
+        self.setup = setup
+        self._engine = setup.engine
         self._users = 0
         self._memory_limit_bytes = memory_limit_bytes
         self._starting = threading.Lock()
@@ -56,7 +56,7 @@ class EngineExecutor:
         self._when_started: list[Callable[[], object]] = []
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._background: deque[Callable[[], None]] = deque()  # each has a `_run_background` among the calls
-        self._thread = threading.Thread(target=self._serve, name=f"loadpart-{engine.name}", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=f"loadpart-{setup.engine.name}", daemon=True)
         # The interpreter waits for a thread that is no daemon before it begins to tear down. An engine that is being
         # imported and started meanwhile, on a daemon thread, would crash it.
         self._guard = threading.Thread(target=self._start_ended.wait, name=f"{self._thread.name}-start", daemon=False)
@@ -64,35 +64,36 @@ class EngineExecutor:
         self._thread.start()
 
     @classmethod
-    def acquire(cls, engine: type[Engine], *, threads: int, memory_limit_bytes: int) -> EngineExecutor:
+    def acquire(cls, setup: EngineSetup, *, memory_limit_bytes: int) -> EngineExecutor:
         """The process's executor of an engine; the memory limit is that of the first who asks.
 
         Raises:
             SettingsError: It runs with another number of threads, or this process is a fork of one that had an engine.
         """
         with cls._sharing:
-            key = cls._key(engine, threads)
+            key = cls._key(setup)
             shared = cls._shared.get(key)
             if shared is None:
-                shared = cls._shared[key] = cls(engine, threads, memory_limit_bytes)
-            elif shared.threads != threads:
+                shared = cls._shared[key] = cls(setup, memory_limit_bytes)
+            elif shared.setup != setup:
                 raise SettingsError(
-                    f"threads: expected {shared.threads}, as for the other clients of this process, got {threads}"
+                    f"threads: expected {shared.setup.threads}, as for the other clients of this process, "
+                    f"got {setup.threads}"
                 )
             shared._users += 1
             return shared
 
     @staticmethod
-    def _key(engine: type[Engine], threads: int) -> tuple[str, int]:
+    def _key(setup: EngineSetup) -> EngineSetup:
         """Users who share an executor have the same key; an engine with fixed threads has one executor."""
-        return (engine.name, 0 if engine.threads_fixed_for_process else threads)
+        return setup.with_threads(0) if setup.engine.threads_fixed_for_process else setup
 
     def release(self) -> None:
         """Gives the executor back; after the last user, the engine is closed and the thread ends."""
         with self._sharing:
             self._users -= 1
             if self._users == 0:
-                del self._shared[self._key(self._engine, self.threads)]
+                del self._shared[self._key(self.setup)]
                 with self._asking:
                     self._ended = True
                     self._calls.put(None)
@@ -225,7 +226,7 @@ class EngineExecutor:
         """
         if self._failure is None:
             try:
-                return self._engine(threads=self.threads)
+                return self.setup.start()
             except OffloadError as error:
                 self._failure = error
             except (Exception, SystemExit) as error:  # whatever an engine throws must not end the thread

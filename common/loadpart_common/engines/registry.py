@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loadpart_common.engines.base import EngineSetup
+from loadpart_common.engines.choice import AUTO, DEFAULT
 from loadpart_common.errors import ModelError, SettingsError
 from loadpart_common.plugins import Registry
 
 if TYPE_CHECKING:
     from loadpart_common.engines.base import Engine
+    from loadpart_common.engines.choice import EngineChoice
 
 ENGINES: Registry[type[Engine]] = Registry("engine")
 
 DEFAULT_ENGINE = "mindspore"
-
-AUTO = "auto"
-"""Stands for the best engine that is installed."""
 
 
 def _mindspore() -> type[Engine]:
@@ -36,37 +36,87 @@ def _onnxruntime() -> type[Engine]:
 ENGINES.register("onnxruntime", _onnxruntime)
 
 
-def calibrated_engine(choice: str = AUTO) -> type[Engine]:
-    """The engine that is calibrated: the chosen one, or the default one.
+def _openvino() -> type[Engine]:
+    from loadpart_common.engines.openvino.engine import OpenVinoEngine
+
+    return OpenVinoEngine
+
+
+ENGINES.register("openvino", _openvino)
+
+
+def calibrated_setup(choice: EngineChoice) -> EngineSetup:
+    """The engine that is calibrated: the chosen one, or the first one that is installed.
 
     Raises:
-        SettingsError: The engine that was chosen does not exist.
+        SettingsError: The engine that was chosen does not exist, is not installed, or does not offer what was chosen.
     """
-    return ENGINES[DEFAULT_ENGINE if choice == AUTO else choice]
+    if choice.name not in {DEFAULT, AUTO}:
+        return _setup(choice, ENGINES[choice.name])
+    setups = _installed(choice, list(ENGINES))
+    if not setups:
+        raise SettingsError(f"engine: none is installed: expected one of {', '.join(ENGINES)}")
+    return setups[0]
 
 
-def engine_for(format_name: str, choice: str = AUTO) -> type[Engine]:
-    """The engine that runs models of a format.
+def setups_for(format_name: str, choice: EngineChoice) -> list[EngineSetup]:
+    """The engines among which the fastest is to be taken for models of a format.
 
     Args:
         format_name: Name of the format.
-        choice: Name of the engine, or `AUTO` for the first one that is installed and takes the format.
+        choice: What the settings say. An engine that they name is the only one; so is the engine of reference by
+            default, where it is installed and takes the format.
 
     Raises:
-        SettingsError: The engine that was chosen does not exist, or is not installed.
+        SettingsError: The engine that was chosen does not exist, is not installed, or does not offer the precision or
+            the provider.
         ModelError: It does not take the format, or no engine does.
     """
-    if choice != AUTO:
-        engine = ENGINES[choice]
-        if not engine.is_installed():
-            raise SettingsError(f"engine: {choice} is not installed: expected 'pip install loadpart[{choice}]'")
-        if format_name not in engine.formats:
-            raise ModelError(f"the engine {choice} takes no models of the format {format_name!r}")
-        return engine
+    if choice.name not in {DEFAULT, AUTO}:
+        setup = _setup(choice, ENGINES[choice.name])
+        if format_name not in setup.engine.formats:
+            raise ModelError(f"the engine {choice.name} takes no models of the format {format_name!r}")
+        return [setup]
     taking = [name for name in ENGINES if format_name in ENGINES[name].formats]
-    for name in taking:
-        if ENGINES[name].is_installed():
-            return ENGINES[name]
-    if taking:
+    if not taking:
+        raise ModelError(f"no engine takes models of the format {format_name!r}: there are {', '.join(ENGINES)}")
+    setups = _installed(choice, taking)
+    if not setups:
         raise ModelError(f"no engine for the format {format_name!r} is installed: expected {' or '.join(taking)}")
-    raise ModelError(f"no engine takes models of the format {format_name!r}: there are {', '.join(ENGINES)}")
+    if choice.name == DEFAULT and setups[0].engine.name == DEFAULT_ENGINE:
+        return setups[:1]
+    return setups
+
+
+def _installed(choice: EngineChoice, names: list[str]) -> list[EngineSetup]:
+    """Those of some engines that are installed and offer what was chosen.
+
+    Raises:
+        SettingsError: Some are installed, but none offers it; the message is that of the first one.
+    """
+    setups, refusals = [], []
+    for engine in (ENGINES[name] for name in names if ENGINES[name].is_installed()):
+        try:
+            setups.append(_setup(choice, engine))
+        except SettingsError as error:
+            refusals.append(error)
+    if refusals and not setups:
+        raise refusals[0]
+    return setups
+
+
+def _setup(choice: EngineChoice, engine: type[Engine]) -> EngineSetup:
+    """An engine, set up as was chosen.
+
+    Raises:
+        SettingsError: It is not installed, or does not offer the precision or the provider.
+    """
+    if not engine.is_installed():
+        raise SettingsError(f"engine: {engine.name} is not installed: expected 'pip install loadpart[{engine.name}]'")
+    provider = choice.provider.lower()
+    if provider in {"", "cpu"}:
+        provider = ""
+    else:
+        engine.check_provider(provider)
+    engine.check_precision(choice.precision, provider)
+    return EngineSetup(engine, choice.threads, choice.precision, provider)

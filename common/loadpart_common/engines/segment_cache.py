@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from loadpart_common.engines.adoption import adopted_folder
+from loadpart_common.engines.adopted import adopted_folder
 from loadpart_common.errors import ClientClosedError, ModelError, ModelNotFoundError
 from loadpart_common.formats.registry import FORMATS
 
@@ -147,7 +147,7 @@ class SegmentCache:
             raise ModelError(
                 f"the model file has been replaced or damaged: expected digest {digest[:12]}..., got {found[:12]}..."
             )
-        adopted = adopted_folder(type(self.engine), digest) if digest is not None else None
+        adopted = adopted_folder(self.engine.setup, digest) if digest is not None else None
         return CachedModel(file, self.engine.load(file, adopted))
 
     def _held_bytes(self) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from loadpart_common.engines.segment_cache import CachedModel, SegmentCache
-    from loadpart_common.graph import Segment
+    from loadpart_common.graph import Graph, Segment
+    from loadpart_common.tensors import Array, TensorSpec
 
 _PAUSE_SECONDS = 0.02
 """Between runs: without it a run finds its data in warmer caches than an inference does."""
@@ -30,9 +31,7 @@ def idle_seconds(cache: SegmentCache, model: CachedModel, segment: Segment, *, r
     """
     batch = model.graph.smallest_batch
     compiled = cache.segment(model, segment, batch)
-    specs = [model.graph.spec(value) for value in segment.inputs]
-    rng = np.random.default_rng(0)
-    arrays = [(rng.random(spec.concrete(batch)) * 100).astype(spec.dtype) for spec in specs]
+    arrays = random_inputs(model.graph, segment)
     seconds = []
     for number in range(runs):
         if number:
@@ -41,3 +40,15 @@ def idle_seconds(cache: SegmentCache, model: CachedModel, segment: Segment, *, r
         compiled.run(arrays)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds) / batch
+
+
+def random_inputs(graph: Graph, segment: Segment, seed: int = 0) -> list[Array]:
+    """Random inputs of a segment, for the smallest batch: whole numbers from 0 to 99, others from -100 to 100."""
+    rng = np.random.default_rng(seed)
+    specs = [graph.spec(value) for value in segment.inputs]
+    arrays = [rng.random(spec.concrete(graph.smallest_batch)) * 100 for spec in specs]
+    return [_signed(rng, array, spec).astype(spec.dtype) for array, spec in zip(arrays, specs, strict=True)]
+
+
+def _signed(rng: np.random.Generator, array: Array, spec: TensorSpec) -> Array:
+    return array * rng.choice((-1, 1), array.shape) if "float" in spec.dtype else array

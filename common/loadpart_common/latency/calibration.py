@@ -51,7 +51,7 @@ def calibrate(
             samples += sample_pieces(cache, path, seed)
             path.unlink()
             on_progress(seed + 1, networks)
-    return fit(samples, engine.version(), engine.threads)
+    return fit(samples, engine.setup)
 
 
 def sample_pieces(cache: SegmentCache, path: Path, seed: int) -> list[Sample]:

@@ -15,6 +15,8 @@ from loadpart_common.machine import machine_name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from loadpart_common.engines.base import EngineSetup
+
 _ROUNDS = 8
 _SMALL_ERROR = 0.05
 _PLAIN = {"calls", "input_bytes", "output_bytes"}
@@ -33,20 +35,19 @@ class Sample:
     seconds: float
 
 
-def fit(samples: list[Sample], engine: str, threads: int) -> LatencyModel:
+def fit(samples: list[Sample], setup: EngineSetup) -> LatencyModel:
     """The latency model that explains samples best.
 
     Args:
         samples: What was timed.
-        engine: Name and version of the engine that ran them.
-        threads: Threads of one operator.
+        setup: The engine that ran them.
     """
     coefficients, error = _least_squares(samples)
     # Operators that no sample has are taken for a mean of the plain ones, which all have the same features.
     plain = {family for family, row in coefficients.items() if family != SEGMENT and row.keys() == _PLAIN}
     pooled, _ = _least_squares([Sample(_pooled(sample.amounts, plain), sample.seconds) for sample in samples])
     coefficients[OTHER] = pooled[OTHER]
-    return LatencyModel(coefficients, machine_name(), engine, threads, len(samples), error)
+    return LatencyModel(coefficients, machine_name(), setup.version, setup.threads, len(samples), error)
 
 
 def _pooled(amounts: Mapping[tuple[str, str], float], plain: set[str]) -> dict[tuple[str, str], float]:

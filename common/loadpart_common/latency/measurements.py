@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from loadpart_common.engines.base import Engine
+    from loadpart_common.engines.base import EngineSetup
 
 T = TypeVar("T")
 
@@ -29,19 +29,17 @@ def default_folder() -> Path:
 
 
 class Measurements:
-    """Files of what was measured of this machine with one engine and a number of threads.
+    """Files of what was measured of this machine with one engine, as it was set up.
 
-    Another machine, engine or number of threads has other files, so a folder may be copied or shared.
+    Another machine, engine or setup has other files, so a folder may be copied or shared.
 
     Attributes:
-        engine: The engine.
-        threads: The number of threads.
+        setup: The engine and how it computes.
     """
 
-    def __init__(self, engine: type[Engine], threads: int, folder: Path | None = None) -> None:
-        self.engine = engine
-        self.threads = threads
-        version = engine.version()
+    def __init__(self, setup: EngineSetup, folder: Path | None = None) -> None:
+        self.setup = setup
+        version, threads = setup.version, setup.threads
         key = hashlib.sha256(f"{machine_name()}|{version}|{threads}".encode()).hexdigest()[:_KEY_LETTERS]
         self._folder = folder or default_folder()
         self._name = f"{version.replace(' ', '-')}-{threads}-threads-{key}"
@@ -64,7 +62,7 @@ class Measurements:
         model = _read(self.model_path, LatencyModel.from_json)
         if model is not None and model.machine != machine_name():
             raise SettingsError(f"{self.model_path}: expected a model of {machine_name()}, got one of {model.machine}")
-        return model or shipped_model()
+        return model or shipped_model(self.setup)
 
     def profile(self, digest: str) -> Profile:
         """The profile of a network; an empty one when there is none.

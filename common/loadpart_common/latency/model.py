@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadpart_common.engines.choice import EXACT
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.documents import reading_document, write_document
 from loadpart_common.latency.features import OTHER, SEGMENT, features, segment_features
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.graph import Graph, Segment
     from loadpart_common.tensors import Array
 
     Coefficients = Mapping[str, Mapping[str, float]]
+
+_REFERENCE = "mindspore.json"
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,19 @@ class LatencyModel:
         return sum(row.get(feature, 0.0) * amount for feature, amount in amounts.items())
 
 
-def shipped_model() -> LatencyModel:
+def shipped_model(setup: EngineSetup | None = None) -> LatencyModel:
     """The model that is used where none was calibrated: of one core of a present-day server.
 
-    Its proportions hold for most machines; its absolute seconds do not, until segments have been measured.
+    Its proportions hold for most machines; its absolute seconds do not, until segments have been measured. For an
+    engine of which none is shipped it is that of the engine of reference.
+
+    Args:
+        setup: The engine; that of reference when None.
     """
-    name = "shipped.json"
-    return LatencyModel.from_json(resources.files("loadpart_common.latency").joinpath(name).read_text("utf-8"), name)
+    folder = resources.files("loadpart_common.latency") / "shipped"
+    names = [_REFERENCE]
+    if setup is not None:
+        precision = "" if setup.precision == EXACT else f"-{setup.precision}"
+        names = [f"{setup.engine.name}{precision}.json", f"{setup.engine.name}.json", _REFERENCE]
+    name = next(name for name in names if (folder / name).is_file())
+    return LatencyModel.from_json((folder / name).read_text("utf-8"), name)

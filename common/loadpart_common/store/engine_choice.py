@@ -6,25 +6,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loadpart_common.engines.adoption import adopted_graph
-from loadpart_common.engines.registry import AUTO, engine_for
+from loadpart_common.engines.registry import setups_for
+from loadpart_common.engines.speed import fastest
 
 if TYPE_CHECKING:
-    from loadpart_common.engines.base import Engine
+    from loadpart_common.engines.base import EngineSetup
+    from loadpart_common.engines.choice import EngineChoice
     from loadpart_common.store.model_store import StoredModel
 
 
-def choose_engine(stored: StoredModel, choice: str = AUTO) -> tuple[type[Engine], StoredModel]:
+def choose_engine(stored: StoredModel, choice: EngineChoice) -> tuple[EngineSetup, StoredModel]:
     """The engine for a model, and the model with the cuts that this engine has.
 
     Args:
         stored: The model.
-        choice: Name of the engine, or `AUTO`.
+        choice: What the settings say of the engine.
 
     Raises:
-        SettingsError: The engine that was chosen does not exist, or is not installed.
+        SettingsError: The engine that was chosen does not exist, is not installed, or does not offer what was chosen.
         ModelError: No engine that is installed takes the model, or the chosen one cannot run it.
     """
     manifest = stored.manifest
-    engine = engine_for(manifest.format, choice)
-    graph = adopted_graph(engine, stored.graph, stored.path, manifest.format, manifest.digest)
-    return engine, replace(stored, graph=graph)
+    file = stored.path, manifest.format, manifest.digest
+    setup = fastest(setups_for(manifest.format, choice), *file)
+    return setup, replace(stored, graph=adopted_graph(setup, stored.graph, *file))

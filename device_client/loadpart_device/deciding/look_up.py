@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from loadpart_common.engines.choice import EngineChoice
     from loadpart_device.edges.connection import Connection
     from loadpart_device.edges.link import LinkReading
     from loadpart_device.edges.load import ServerLoad
@@ -31,8 +32,7 @@ def look_up(
     *,
     cache: Path,
     latency_folder: Path | None,
-    engine: str,
-    threads: int,
+    engine: EngineChoice,
     timeout_seconds: float,
     measure: bool,
     on_progress: Callable[[int, int], None],
@@ -46,8 +46,7 @@ def look_up(
         connection: To the server; it is closed.
         cache: Folder of fetched models.
         latency_folder: Folder with what was measured of this machine; the usual one when None.
-        engine: Name of the engine, or `auto`.
-        threads: Threads of one operator.
+        engine: What the settings say of the engine.
         timeout_seconds: How long to wait for the server.
         measure: Whether to measure the link and the load, too; then the server has to be there.
         on_progress: Called with the bytes that have come and those of all, while a model is fetched.
@@ -67,9 +66,9 @@ def look_up(
             link, load = _measure(edge, timeout_seconds)
     finally:
         edge.close()
-    engine_class, stored = choose_engine(stored, engine)
+    setup, stored = choose_engine(stored, engine)
     graph = stored.graph
-    measurements = Measurements(engine_class, threads, latency_folder)
+    measurements = Measurements(setup, latency_folder)
     curves, profile = Curves(graph, measurements.model()), measurements.profile(stored.manifest.digest)
     heads = curves.head_seconds(profile.heads)
     if info is None:

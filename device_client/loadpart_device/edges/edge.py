@@ -37,6 +37,7 @@ class Edge:
         availability: Whether it may be asked.
         lateness: How much later than predicted its answers come.
         offer: Its tails of the device's model; None as long as they are unknown, or when it has other files.
+        why_unwanted: Why the device does not want its answers; None when it does.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Edge:
         self.availability = Availability()
         self.lateness = Lateness()
         self.offer: Offer | None = None
+        self.why_unwanted: str | None = None
         self._load = LoadFollower()
         self._is_quiet = is_quiet
         self._prober = Prober(connection, self.link, budget, is_quiet)
@@ -84,7 +86,7 @@ class Edge:
 
     def unavailable(self) -> str | None:
         """Why the server should not be asked now; None when it may be."""
-        return self.availability.why_not or self._load.why_not
+        return self.availability.why_not or self._load.why_not or self.why_unwanted
 
     def why_too_large(self, nbytes: int, batch: int) -> str | None:
         """Why the server would not take a request; None when it would.

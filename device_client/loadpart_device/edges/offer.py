@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadpart_common.planning.plan import PlanKey
+from loadpart_common.text import printable
 from loadpart_device.edges.plausible import are_tail_seconds
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ class Offer:
         modelled_tail_seconds: The same from the server's latency model alone.
         ready_plans: Plans whose tails are built there.
         max_batch: Largest batch that it runs.
+        engine: The engine that runs them, in words.
+        numerics: See `EngineSetup.numerics`.
     """
 
     tail_seconds: Array
     modelled_tail_seconds: Array
     ready_plans: frozenset[PlanKey]
     max_batch: int
+    engine: str = ""
+    numerics: str = ""
 
     @classmethod
     def of(cls, info: offload_pb2.ModelInfo | None, digest: str, layers: int) -> Offer | None:
@@ -46,4 +51,4 @@ class Offer:
         if not are_tail_seconds(tails, layers) or not are_tail_seconds(modelled, layers):
             return None
         ready = frozenset(PlanKey(plan.cut, plan.codec) for plan in info.ready_plans)
-        return cls(tails, modelled, ready, info.max_batch)
+        return cls(tails, modelled, ready, info.max_batch, printable(info.engine), info.numerics)

@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.errors import OffloadError
     from loadpart_common.planning.plan import PlanKey
+    from loadpart_common.store.model_store import StoredModel
     from loadpart_common.wire.framing import EncodedTensor
 
 
@@ -81,6 +83,18 @@ class Prepared(NamedTuple):
 
 OnOutcome: TypeAlias = "Callable[[Outcome | OffloadError], None]"
 OnPrepared: TypeAlias = "Callable[[Prepared | OffloadError], None]"
+
+
+class RunnableModel(Protocol):
+    """What a worker has to know of a model."""
+
+    @property
+    def stored(self) -> StoredModel:
+        """Its file and manifest."""
+
+    @property
+    def setup(self) -> EngineSetup:
+        """The engine that runs its tails, and how."""
 
 
 class Worker(Protocol):

@@ -24,6 +24,7 @@ from loadpart_common.text import first_line
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.formats.mindir.format import MindIRModel
     from loadpart_common.graph import Segment
     from loadpart_common.tensors import Array
@@ -104,8 +105,9 @@ class MindSporeEngine(Engine):
     formats = frozenset({"mindir"})
     needs_own_thread = True
     threads_fixed_for_process = True
+    bits_depend_on_threads = True
 
-    def __init__(self, *, threads: int, cores: Collection[int] | None = None) -> None:
+    def __init__(self, setup: EngineSetup, *, cores: Collection[int] | None = None) -> None:
         """Starts MindSpore, and binds the calling thread and MindSpore's threads to as many cores as there are threads.
 
         MindSpore's own setting only limits the threads of one operator. How MindSpore divides an operator's work
@@ -118,7 +120,7 @@ class MindSporeEngine(Engine):
         Raises:
             SettingsError: The process's MindSpore runs with another number of threads, or on another device.
         """
-        os.sched_setaffinity(0, cores or sorted(os.sched_getaffinity(0))[:threads])
+        os.sched_setaffinity(0, cores or sorted(os.sched_getaffinity(0))[: setup.threads])
         prepare_import()
         import mindspore
 
@@ -126,8 +128,8 @@ class MindSporeEngine(Engine):
         self._mindspore = mindspore
         mindspore.set_context(mode=mindspore.GRAPH_MODE)
         _set_device(mindspore)
-        _set_threads(mindspore, threads)
-        self.threads = threads
+        _set_threads(mindspore, setup.threads)
+        self.setup = setup
         self._folder = ScratchFolder("loadpart-mindspore-")
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import mmap
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadpart_common.engines.base import Engine, compiled_bytes
+from loadpart_common.engines.exactness import exact_cuts
 from loadpart_common.engines.onnxruntime.runtime import runtime
-from loadpart_common.errors import CutError, ModelError
+from loadpart_common.errors import CutError, ModelError, SettingsError
 from loadpart_common.scratch import ScratchFolder
 from loadpart_common.text import first_line
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.engines.onnxruntime.optimised import OptimisedNetwork
     from loadpart_common.formats.base import OpenModel
     from loadpart_common.graph import Segment
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 _OPTIMISED, _WEIGHTS = "optimised.onnx", "optimised.weights"
 _FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 _ERRORS_ONLY = 3
+_PROCESSOR = "CPUExecutionProvider"
 
 _SMALL_BYTES = 1024
 """Weights that are smaller stay in the optimised network; the others are shared by all segments."""
@@ -106,12 +110,12 @@ class OnnxRuntimeEngine(Engine):
     threads_fixed_for_process = False
     adopts = True
 
-    def __init__(self, *, threads: int, cores: Collection[int] | None = None) -> None:
+    def __init__(self, setup: EngineSetup, *, cores: Collection[int] | None = None) -> None:
         """Starts ONNX Runtime; threads that it starts may use the given cores."""
         if cores:
             os.sched_setaffinity(0, cores)
         self._runtime = runtime()
-        self.threads = threads
+        self.setup = setup
         self._folders: list[ScratchFolder] = []
 
     @classmethod
@@ -125,6 +129,15 @@ class OnnxRuntimeEngine(Engine):
         return all(importlib.util.find_spec(name) is not None for name in ("onnxruntime", "onnx"))
 
     @classmethod
+    def check_provider(cls, provider: str) -> None:
+        """Checks that ONNX Runtime was built with an execution provider, such as `cuda`, `tensorrt` or `coreml`.
+
+        Raises:
+            SettingsError: It was not; the message lists those that it was built with.
+        """
+        _provider(provider)
+
+    @classmethod
     def why_not(cls, model: OpenModel) -> str | None:
         """Which operator cannot be written as ONNX."""
         try:
@@ -134,26 +147,32 @@ class OnnxRuntimeEngine(Engine):
         return None
 
     @classmethod
-    def adopt(cls, model: OpenModel, folder: Path) -> Collection[int]:
+    def adopt(cls, model: OpenModel, folder: Path, setup: EngineSetup) -> Collection[int]:
         """Optimises a network as a whole; it can be cut where no operators were fused.
+
+        What other providers than the processor make of the operators is not seen in there, so cuts are tried.
 
         Raises:
             ModelError: It has operators that the engine does not know; the message names one.
         """
         program = model.onnx()
         try:
-            _optimise(program.model.SerializeToString(), program.folder, folder / _OPTIMISED)
+            _optimise(program.model.SerializeToString(), program.folder, folder / _OPTIMISED, fully=not setup.provider)
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise ModelError(f"the engine {cls.name} cannot load the model: {first_line(error)}") from error
         network = _optimised(model, folder)
-        return [cut.index for cut in model.graph.cuts if network.can_cut(cut.index)]
+        cuts = [cut.index for cut in model.graph.cuts if network.can_cut(cut.index)]
+        if not setup.provider:
+            return cuts
+        with contextlib.closing(setup.start()) as engine, contextlib.closing(engine.load(model, folder)) as loaded:
+            return exact_cuts(loaded, model.graph.cut_only_at(cuts, ""))
 
     def load(self, model: OpenModel, adopted: Path | None) -> OnnxRuntimeModel:
         """Takes in an optimised network; optimises it first, which takes a second or so, when it is none yet."""
         if adopted is None:
             self._folders.append(ScratchFolder("loadpart-onnxruntime-"))
             adopted = self._folders[-1].path
-            self.adopt(model, adopted)
+            self.adopt(model, adopted, self.setup)
         return OnnxRuntimeModel(self, model, adopted)
 
     def close(self) -> None:
@@ -170,7 +189,7 @@ class OnnxRuntimeEngine(Engine):
             folder: Where the file with the weights lies, which ONNX Runtime wants to see although it reads none.
         """
         options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = self.setup.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -180,19 +199,45 @@ class OnnxRuntimeEngine(Engine):
         options.add_session_config_entry("session.disable_prepacking", "1")
         for name, value in weights.items():
             options.add_initializer(name, value)
-        return self._runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        providers = [_PROCESSOR] if not self.setup.provider else [_provider(self.setup.provider), _PROCESSOR]
+        return self._runtime.InferenceSession(model, options, providers=providers)
 
     def shared(self, array: Array) -> Any:
         """An array as a weight that sessions share."""
         return self._runtime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _optimise(model: bytes, weights_folder: Path, target: Path) -> None:
-    """Writes a model as ONNX Runtime optimises it, and its weights to a file beside it."""
+def _provider(name: str) -> str:
+    """An execution provider as ONNX Runtime calls it.
+
+    Raises:
+        SettingsError: It was built without it.
+    """
+    suffix = "ExecutionProvider"
+    built: dict[str, str] = {each.removesuffix(suffix).lower(): each for each in runtime().get_available_providers()}
+    found = built.get(name.removesuffix(suffix).lower())
+    if found is None:
+        raise SettingsError(
+            f"provider: expected one of {', '.join(sorted(built))}, which this ONNX Runtime was built with, got "
+            f"{name!r}; other builds of it, such as the package onnxruntime-gpu, have others"
+        )
+    return found
+
+
+def _optimise(model: bytes, weights_folder: Path, target: Path, *, fully: bool) -> None:
+    """Writes a model as ONNX Runtime optimises it, and its weights to a file beside it.
+
+    Args:
+        model: The model.
+        weights_folder: Where the files with its weights lie.
+        target: The file to write.
+        fully: Whether to optimise for the processor, too, with operators that no other provider has.
+    """
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if fully else levels.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
     for key, value in {
         _FOLDER_OPTION: str(weights_folder),
@@ -200,7 +245,7 @@ def _optimise(model: bytes, weights_folder: Path, target: Path) -> None:
         "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALL_BYTES),
     }.items():
         options.add_session_config_entry(key, value)
-    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(model, options, providers=[_PROCESSOR])
 
 
 def _optimised(file: OpenModel, folder: Path) -> OptimisedNetwork:

@@ -57,6 +57,12 @@ def place_in_file(tensor: onnx.TensorProto) -> dict[str, str] | None:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
+def files_with_weights(model: onnx.ModelProto) -> list[str]:
+    """Names of the files that `leave_in_file` has named."""
+    places = (place_in_file(tensor) for tensor in model.graph.initializer)
+    return sorted({place["location"] for place in places if place is not None})
+
+
 def captured(node: onnx.NodeProto) -> list[str]:
     """The tensors that a node reads, those that its branches and loop bodies take from around it among them."""
     names = [name for name in node.input if name]

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Serves a socket; takes descriptors of the socket and the slot, and the settings of a `TailRunner`."""
-    connection_descriptor, slot_descriptor, engine, threads, memory_limit_bytes, level, cores = sys.argv[1:]
+    connection_descriptor, slot_descriptor, threads, memory_limit_bytes, level, cores = sys.argv[1:]
     log_to_stderr(level, "worker[%(process)d]")
     # The daemon decides when to end; a Ctrl-C in a terminal reaches all processes of the group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -47,7 +47,6 @@ def main() -> None:
 
         runner = TailRunner(
             Slot(int(slot_descriptor)),
-            engine=engine,
             threads=int(threads),
             memory_limit_bytes=int(memory_limit_bytes),
             cores=[int(core) for core in cores.split(",")],

@@ -27,6 +27,9 @@ LARGEST_BYTES = 128 << 10
 class RunTail(NamedTuple):
     """Run a tail on tensors that are in the slot; leave the outputs there, written with the same codec."""
 
+    engine: str
+    precision: str
+    provider: str
     path: str
     format: str
     digest: str
@@ -39,6 +42,9 @@ class RunTail(NamedTuple):
 class PrepareTail(NamedTuple):
     """Build a tail for a batch size, unless it is built, and time some runs of it for the smallest batch."""
 
+    engine: str
+    precision: str
+    provider: str
     path: str
     format: str
     digest: str

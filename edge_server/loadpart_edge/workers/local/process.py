@@ -28,8 +28,7 @@ from loadpart_edge.workers.local.slot import Slot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadpart_common.store.model_store import StoredModel
-    from loadpart_edge.workers.base import Job, OnOutcome, OnPrepared, Preparation
+    from loadpart_edge.workers.base import Job, OnOutcome, OnPrepared, Preparation, RunnableModel
 
 HOST = "local"
 """All worker processes of a daemon share this machine."""
@@ -51,7 +50,7 @@ class WorkerProcess:
         process: asyncio.subprocess.Process,
         connection: socket.socket,
         slot: Slot,
-        find_model: Callable[[str], StoredModel],
+        find_model: Callable[[str], RunnableModel],
         seat: int,
     ) -> None:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -74,7 +73,7 @@ class WorkerProcess:
         Raises:
             MessageTooLargeError: The tensors do not fit into the slot.
         """
-        stored = self._find_model(job.digest)
+        model = self._find_model(job.digest)
         placed = self._slot.put(job.tensors)
 
         def on_answer(answer: TailRan | Failed) -> None:
@@ -84,8 +83,8 @@ class WorkerProcess:
             else:
                 on_outcome(answer.error)
 
-        plan, path, manifest = job.plan, str(stored.path), stored.manifest
-        self._send(RunTail(path, manifest.format, manifest.digest, plan.cut, plan.codec, job.batch, placed), on_answer)
+        plan = job.plan
+        self._send(RunTail(*_order(model), plan.cut, plan.codec, job.batch, placed), on_answer)
 
     def cancel(self, job: Job) -> None:  # noqa: ARG002  # it has one at a time
         """See `Worker.cancel`."""
@@ -93,18 +92,13 @@ class WorkerProcess:
 
     def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
         """See `Worker.prepare`."""
-        stored = self._find_model(preparation.digest)
+        model = self._find_model(preparation.digest)
 
         def on_answer(answer: TailPrepared | Failed) -> None:
             on_prepared(Prepared(*answer) if isinstance(answer, TailPrepared) else answer.error)
 
-        path, manifest = str(stored.path), stored.manifest
-        self._send(
-            PrepareTail(
-                path, manifest.format, manifest.digest, preparation.plan.cut, preparation.batch, preparation.runs
-            ),
-            on_answer,
-        )
+        cut, batch, runs = preparation.plan.cut, preparation.batch, preparation.runs
+        self._send(PrepareTail(*_order(model), cut, batch, runs), on_answer)
 
     def kill(self) -> None:
         """See `Worker.kill`."""
@@ -155,14 +149,19 @@ class WorkerProcess:
         asyncio.get_running_loop().remove_reader(self._socket)
 
 
+def _order(model: RunnableModel) -> tuple[str, str, str, str, str, str]:
+    """What every message says of a model."""
+    setup, manifest = model.setup, model.stored.manifest
+    return setup.engine.name, setup.precision, setup.provider, str(model.stored.path), manifest.format, manifest.digest
+
+
 class LocalWorkers:
     """Starts worker processes; see `workers.base.WorkerFactory`."""
 
     def __init__(
         self,
-        find_model: Callable[[str], StoredModel],
+        find_model: Callable[[str], RunnableModel],
         *,
-        engine: str,
         workers: int,
         threads: int,
         max_message_bytes: int,
@@ -173,7 +172,6 @@ class LocalWorkers:
 
         Args:
             find_model: Gives the model with a digest.
-            engine: Name of the engine, or `auto`.
             workers: How many workers there will be.
             threads: Threads of one worker.
             max_message_bytes: Largest message, and so the most that the tensors of a job take.
@@ -181,7 +179,6 @@ class LocalWorkers:
             log_level: Level of a worker's log.
         """
         self._find_model = find_model
-        self._engine = engine
         self._workers = workers
         self._threads = threads
         self._slot_bytes = max_message_bytes + _SLOT_MARGIN_BYTES
@@ -196,7 +193,7 @@ class LocalWorkers:
         with theirs:
             descriptors = (theirs.fileno(), slot.descriptor)
             cores = ",".join(map(str, self._cores(seat)))
-            arguments = (*descriptors, self._engine, self._threads, self._segment_memory_bytes, self._log_level, cores)
+            arguments = (*descriptors, self._threads, self._segment_memory_bytes, self._log_level, cores)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "loadpart_edge.workers.local.main", *map(str, arguments)),
                 pass_fds=descriptors,

@@ -12,7 +12,8 @@ import psutil
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.codecs.registry import codec_named
-from loadpart_common.engines.registry import engine_for
+from loadpart_common.engines.base import EngineSetup
+from loadpart_common.engines.registry import ENGINES
 from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.engines.timing import idle_seconds
 from loadpart_common.errors import DeadlineError, InternalError, OffloadError
@@ -36,15 +37,12 @@ log = logging.getLogger(__name__)
 class TailRunner:
     """Builds and runs tails."""
 
-    def __init__(
-        self, slot: Slot, *, engine: str, threads: int, memory_limit_bytes: int, cores: Collection[int]
-    ) -> None:
+    def __init__(self, slot: Slot, *, threads: int, memory_limit_bytes: int, cores: Collection[int]) -> None:
         self._slot = slot
-        self._engine = engine
         self._threads = threads
         self._memory_limit_bytes = memory_limit_bytes
         self._cores = cores
-        self._caches: dict[str, SegmentCache] = {}  # by the engine's name
+        self._caches: dict[EngineSetup, SegmentCache] = {}
         self._models: dict[str, tuple[SegmentCache, CachedModel]] = {}  # by digest
         self._dropped: list[tuple[str, int, int]] = []
         self._process = psutil.Process()
@@ -87,7 +85,7 @@ class TailRunner:
     def _model(self, message: PrepareTail | RunTail) -> tuple[SegmentCache, CachedModel]:
         found = self._models.get(message.digest)
         if found is None:
-            cache = self._cache(message.format)
+            cache = self._cache(message)
             model = cache.load(Path(message.path), message.format, message.digest)
             found = self._models[message.digest] = (cache, model)
         return found
@@ -104,11 +102,10 @@ class TailRunner:
             if model is dropped:
                 self._dropped.append((digest, segment.first, batch))
 
-    def _cache(self, format_name: str) -> SegmentCache:
-        engine = engine_for(format_name, self._engine)
-        if engine.name not in self._caches:
-            started = engine(threads=self._threads, cores=self._cores)
-            cache = self._caches[engine.name] = SegmentCache(started, self._memory_limit_bytes)
+    def _cache(self, message: PrepareTail | RunTail) -> SegmentCache:
+        setup = EngineSetup(ENGINES[message.engine], self._threads, message.precision, message.provider)
+        if setup not in self._caches:
+            cache = self._caches[setup] = SegmentCache(setup.start(self._cores), self._memory_limit_bytes)
             cache.on_drop = self._drop
             gc.freeze()  # an engine's many objects live as long as the process: no collection need look at them
-        return self._caches[engine.name]
+        return self._caches[setup]

@@ -1,0 +1,72 @@
+"""Where a network can be cut so that both pieces give the bits of the whole, found by trying."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadpart_common.engines.timing import random_inputs
+from loadpart_common.errors import ModelError, OffloadError
+
+if TYPE_CHECKING:
+    from loadpart_common.engines.base import LoadedModel
+    from loadpart_common.graph import Graph, Segment, Value
+    from loadpart_common.tensors import Array
+
+_SEEDS = (1, 2)
+_CHEAP = 0.002
+"""Share of a network's operations that makes no difference to where it is cut."""
+
+
+def exact_cuts(loaded: LoadedModel, graph: Graph) -> list[int]:
+    """The cuts at which head and tail together give the same bits as the whole network, for random inputs.
+
+    Which operators an engine fuses and how it lays out their results depends on shapes, not on numbers, so a difference
+    shows with any input. Of cuts in a row with the same bytes and only cheap layers between them, as after a
+    convolution, its normalisation and its activation, the last is as good as any and the only one that is tried.
+
+    Raises:
+        ModelError: The engine cannot run the network.
+    """
+    whole = graph.head(graph.layer_count)
+    inputs = [dict(zip(whole.inputs, random_inputs(graph, whole, seed), strict=True)) for seed in _SEEDS]
+    expected = [_run(loaded, graph, whole, given) for given in inputs]
+    exact = []
+    for index in _worth_trying(graph):
+        try:
+            if all(_is_exact(loaded, graph, index, *each) for each in zip(inputs, expected, strict=True)):
+                exact.append(index)
+        except OffloadError:
+            continue
+    return exact
+
+
+def _worth_trying(graph: Graph) -> list[int]:
+    cheap = _CHEAP * sum(layer.flops for layer in graph.layers)
+    cuts = graph.cuts[1:-1]
+    later = [*cuts[1:], graph.cuts[-1]]
+    return [
+        cut.index
+        for cut, after in zip(cuts, later, strict=True)
+        if cut.nbytes() != after.nbytes() or sum(layer.flops for layer in graph.layers[cut.index : after.index]) > cheap
+    ]
+
+
+def _is_exact(
+    loaded: LoadedModel, graph: Graph, index: int, given: dict[Value, Array], wanted: dict[Value, Array]
+) -> bool:
+    values = given | _run(loaded, graph, graph.head(index), given)
+    values |= _run(loaded, graph, graph.tail(index), values)
+    return all(values[value].tobytes() == wanted[value].tobytes() for value in graph.outputs)
+
+
+def _run(loaded: LoadedModel, graph: Graph, segment: Segment, values: dict[Value, Array]) -> dict[Value, Array]:
+    try:
+        compiled = loaded.compile(segment, graph.smallest_batch)
+        outputs = compiled.run([np.ascontiguousarray(values[value]) for value in segment.inputs])
+    except OffloadError:
+        raise
+    except Exception as error:  # engines' exceptions have no base class of their own
+        raise ModelError(f"the engine cannot run the network: {error}") from error
+    return dict(zip(segment.outputs, outputs, strict=True))
