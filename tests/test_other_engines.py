@@ -1,4 +1,4 @@
-"""MindIR networks on ONNX Runtime: the translation, and cuts of the optimised network."""
+"""MindIR networks on ONNX Runtime and OpenVINO: the translation, where each can cut, and which one is taken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,11 +20,14 @@ from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_common.engines.mindspore.engine import MindSporeEngine
 from loadpart_common.engines.onnxruntime.engine import OnnxRuntimeEngine
+from loadpart_common.engines.openvino.engine import OpenVinoEngine
 from loadpart_common.engines.registry import ENGINES, setups_for
 from loadpart_common.engines.segment_cache import SegmentCache
+from loadpart_common.engines.speed import fastest
 from loadpart_common.errors import CutError, ModelError, SettingsError
 from loadpart_common.formats.mindir.format import MindIR
 from loadpart_common.graph import Value
+from loadpart_device import OffloadClient
 from tests.networks import SERVABLE
 from tests.support import inputs_for
 from tests.test_mindspore_engine import split, whole
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
 
 ENGINE = "onnxruntime"
+SETUPS = [EngineSetup(OnnxRuntimeEngine, 1), EngineSetup(OpenVinoEngine, 1), EngineSetup(OpenVinoEngine, 2)]
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +50,15 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     return folder
 
 
+@pytest.fixture(scope="module", params=SETUPS, ids=lambda setup: f"{setup.engine.name}-{setup.threads}")
+def setup(request: pytest.FixtureRequest) -> EngineSetup:
+    made: EngineSetup = request.param
+    return made
+
+
 @pytest.fixture
-def cache() -> Iterator[SegmentCache]:
-    made = SegmentCache(EngineSetup(OnnxRuntimeEngine, 1).start())
+def cache(setup: EngineSetup) -> Iterator[SegmentCache]:
+    made = SegmentCache(setup.start())
     yield made
     made.close()
 
@@ -58,16 +68,18 @@ def digest_of(path: Path) -> str:
         return model.digest()
 
 
-def graph_of(path: Path) -> Graph:
-    """The network as ONNX Runtime can cut it."""
+def graph_of(path: Path, setup: EngineSetup) -> Graph:
+    """The network as an engine can cut it."""
     with contextlib.closing(MindIR().open(path)) as model:
-        return adopted_graph(EngineSetup(OnnxRuntimeEngine, 1), model.graph, path, "mindir", model.digest())
+        return adopted_graph(setup, model.graph, path, "mindir", model.digest())
 
 
 @pytest.mark.parametrize("name", SERVABLE)
-def test_head_then_tail_is_the_whole_to_the_last_bit(cache: SegmentCache, exported: Path, name: str) -> None:
+def test_head_then_tail_is_the_whole_to_the_last_bit(
+    cache: SegmentCache, setup: EngineSetup, exported: Path, name: str
+) -> None:
     path = exported / name / f"{name}.mindir"
-    graph = graph_of(path)
+    graph = graph_of(path, setup)
     model = cache.load(path, "mindir", digest_of(path))
     for batch in (1, 3) if graph.takes_batches else (graph.smallest_batch,):
         inputs = inputs_for(graph, batch)
@@ -94,15 +106,17 @@ def test_outputs_are_those_of_mindspore_up_to_rounding(cache: SegmentCache, expo
     executor.release()
 
 
-def test_a_cut_within_fused_layers_is_refused(cache: SegmentCache, exported: Path) -> None:
+def test_a_cut_within_fused_layers_is_refused(cache: SegmentCache, setup: EngineSetup, exported: Path) -> None:
     path = exported / "tiny" / "tiny.mindir"
-    graph = graph_of(path)
+    graph = graph_of(path, setup)
     model = cache.load(path, "mindir", digest_of(path))
     fused = sorted({cut.index for cut in model.graph.cuts} - {cut.index for cut in graph.cuts})
     assert fused, "a convolution and the normalisation after it are one operator"
     assert len(graph.cuts) > 4
     with pytest.raises(CutError, match="runs with it as one operator"):
         graph.cut(fused[0])
+    if setup.engine is OpenVinoEngine:  # which computes there too, with other bits
+        return
     with pytest.raises(CutError, match="as one operator"):
         cache.segment(model, model.graph.tail(fused[0]), 1)
 
@@ -134,7 +148,7 @@ def test_an_operator_without_a_translation_is_refused_by_its_name(exported: Path
     data = (exported / "tiny" / "tiny.mindir").read_bytes()
     path.write_bytes(data.replace(b"ReduceMean", b"ReduceOdds"))
     with pytest.raises(ModelError, match="operator ReduceOdds has no translation"):
-        graph_of(path)
+        graph_of(path, SETUPS[0])
 
 
 def test_an_engine_that_is_not_there_is_named() -> None:
@@ -145,23 +159,28 @@ def test_an_engine_that_is_not_there_is_named() -> None:
     assert ENGINES[ENGINE].is_installed()
 
 
-def test_device_and_server_on_onnx_runtime_never_import_mindspore(exported: Path, tmp_path: Path) -> None:
-    """From fetching the model to the answer, at every cut."""
-    store = tmp_path / "store"
+def store_with_tiny(exported: Path, folder: Path) -> Path:
+    store = folder / "store"
     (store / "tiny").mkdir(parents=True)
     (store / "tiny" / "tiny.mindir").write_bytes((exported / "tiny" / "tiny.mindir").read_bytes())
-    with daemon("--store", str(store), "--threads", "1", "--engine", ENGINE) as server:
+    return store
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_device_and_server_never_import_mindspore(exported: Path, tmp_path: Path, engine: str) -> None:
+    """From fetching the model to the answer, at every cut."""
+    with daemon("--store", str(store_with_tiny(exported, tmp_path)), "--threads", "1", "--engine", engine) as server:
         done = subprocess.run(
-            [sys.executable, "-c", _DEVICE, server.target, str(tmp_path / "cache")],
+            [sys.executable, "-c", _DEVICE, server.target, str(tmp_path / "cache"), engine],
             capture_output=True, text=True, check=True, timeout=120, env=dict(os.environ),
         )  # fmt: skip
         told = json.loads(done.stdout)
         maps = "".join((proc / "maps").read_text() for proc in _processes(server.process.pid))
     assert told["remote"] > 2
-    assert told["wrong"] == 0
+    assert told["wrong"] == told["inexact"] == 0
     assert not told["mindspore"]
     assert "mindspore" not in maps
-    assert "onnxruntime" in maps
+    assert engine in maps
 
 
 _DEVICE = """
@@ -169,8 +188,9 @@ import json, sys
 import numpy as np
 from loadpart_device import OffloadClient
 image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-remote = wrong = 0
-with OffloadClient(sys.argv[1], "tiny", engine="onnxruntime", threads=1, cache=sys.argv[2], policy="local") as client:
+remote = wrong = inexact = 0
+target, cache, engine = sys.argv[1:]
+with OffloadClient(target, "tiny", engine=engine, threads=1, cache=cache, policy="local") as client:
     client.wait_ready()
     expected = client.infer(image).output
     for cut in client.graph.cuts[:-1]:
@@ -178,8 +198,78 @@ with OffloadClient(sys.argv[1], "tiny", engine="onnxruntime", threads=1, cache=s
         result = client.infer(image)
         remote += result.plan.location != "local"
         wrong += not np.array_equal(result.output, expected)
-print(json.dumps({"remote": remote, "wrong": wrong, "mindspore": "mindspore" in sys.modules}))
+        inexact += not result.plan.exact
+print(json.dumps({"remote": remote, "wrong": wrong, "inexact": inexact, "mindspore": "mindspore" in sys.modules}))
 """
+
+
+def test_other_engines_on_the_two_sides_agree_up_to_rounding_and_say_so(exported: Path, tmp_path: Path) -> None:
+    arguments = ("--store", str(store_with_tiny(exported, tmp_path)), "--threads", "1", "--engine", "openvino")
+    settings: dict[str, Any] = {
+        "engine": ENGINE, "threads": 1, "cache": tmp_path / "cache", "hedge": False, "policy": "local",
+    }  # fmt: skip
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    with daemon(*arguments) as server:
+        with OffloadClient(server.target, "tiny", **settings) as client:
+            client.wait_ready()
+            expected = client.infer(image)
+            assert expected.plan.exact
+            client.policy = 0
+            result = client.infer(image)
+            assert result.plan.location == "offload", result.plan.reason
+            assert not result.plan.exact
+            assert np.abs(result.output - expected.output).max() <= 1e-5 * np.abs(expected.output).max()
+        with OffloadClient(server.target, "tiny", **settings | {"exact": True, "policy": "load-aware"}) as client:
+            client.wait_ready()
+            result = client.infer(image)
+            assert result.plan.location == "local"
+            assert "its engine gives other bits: openvino" in result.plan.reason
+            assert result.plan.exact
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (EngineChoice("openvino", precision="int4"), r"precision: openvino offers exact or .*, got 'int4'"),
+        (EngineChoice("onnxruntime", precision="bfloat16"), "precision: onnxruntime offers exact, got 'bfloat16'"),
+        (EngineChoice("onnxruntime", provider="cuda"), r"provider: expected one of .*cpu.*, which this .* got 'cuda'"),
+        (EngineChoice("openvino", provider="npu"), r"provider: expected one of cpu.*, which openvino sees, got 'npu'"),
+        (EngineChoice("mindspore", provider="cuda"), "provider: mindspore computes on the processor alone, got 'cuda'"),
+    ],
+)
+def test_what_an_engine_does_not_offer_is_refused(choice: EngineChoice, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        setups_for("mindir", choice)
+
+
+def test_a_lower_precision_is_another_setup_with_other_bits() -> None:
+    offered = [name for name in OpenVinoEngine.precisions if _offers(name)]
+    setups = [setups_for("mindir", EngineChoice("openvino", threads=1, precision=name))[0] for name in offered]
+    assert "exact" in offered
+    assert len({setup.numerics for setup in setups}) == len(offered)
+    assert all(name == "exact" or name in setup.version for name, setup in zip(offered, setups, strict=True))
+
+
+def _offers(precision: str) -> bool:
+    try:
+        OpenVinoEngine.check_precision(precision, "")
+    except SettingsError:
+        return False
+    return True
+
+
+def test_the_fastest_engine_is_measured_once(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = exported / "tiny" / "tiny.mindir"
+    digest = digest_of(path)
+    setups = setups_for("mindir", EngineChoice("auto", threads=1))
+    assert [setup.engine.name for setup in setups] == ["mindspore", "onnxruntime", "openvino"]
+    with caplog.at_level("INFO", "loadpart_common.engines.speed"):
+        chosen = fastest(setups, path, "mindir", digest)
+    assert all(f"{setup} " in caplog.text for setup in setups)
+    monkeypatch.setattr("loadpart_common.engines.speed.run_elsewhere", None)  # calling it would raise
+    assert fastest(setups, path, "mindir", digest) == chosen
 
 
 def _processes(pid: int) -> list[Path]:
