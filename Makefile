@@ -16,14 +16,14 @@ $(VENV)/installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing LoADPart and what it needs into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[server,mindspore,onnxruntime,openvino]" --group test --group lint --group proto --group demo
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[server,mindspore,onnxruntime,openvino,trained]" --group test --group lint --group proto --group demo
 	@touch $@
 
 .PHONY: setup
 setup: $(VENV)/installed  ## make the virtual environment
 
 .PHONY: demo
-demo: setup  ## run the six networks on a photograph: locally, offloaded, load-aware
+demo: setup  ## run the seven networks on a photograph: locally, offloaded, load-aware
 	@$(BIN)/python examples/demo.py
 
 .PHONY: test

@@ -1,4 +1,4 @@
-"""Start time and memory of a daemon with all six networks, and the time that importing the SDK takes."""
+"""Start time and memory of a daemon with all seven networks, and the time that importing the SDK takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The six networks of the zoo at full size: exported, served, split."""
+"""The seven networks of the zoo at full size: exported, served, split."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from benchmarks.daemon import daemon, export_missing
+from benchmarks.photographs import labelled
 
 from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.store.model_store import ModelStore
 from loadpart_device import OffloadClient
+from loadpart_device.images import load_images
 from loadpart_edge.settings import load_settings
 from tests.support import inputs_for
 
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.slow
 FLOPS = {
     # multiply-adds of the convolutions and dense layers, in billions, as counted in the literature
     "alexnet": 0.71,
+    "efficientnet-lite0": 0.407,
     "resnet18": 1.81,
     "resnet50": 4.09,
     "squeezenet": 0.82,
@@ -63,3 +66,12 @@ def test_splits_are_exact(served: Daemon, cache: Path, name: str) -> None:
                 result = client.infer(*inputs)
             assert result.plan.cut == cut
             np.testing.assert_array_equal(result.output, expected)
+
+
+def test_the_trained_network_knows_what_photographs_show(served: Daemon, cache: Path) -> None:
+    photographs = labelled()
+    with OffloadClient(served.target, "efficientnet-lite0", threads=1, cache=cache, policy="offload") as client:
+        assert client.labels[967] == "espresso"
+        seen = [client.infer(load_images([path], client.graph.inputs[0])).output[0].argmax() for path in photographs]
+    right = sum(int(number) == wanted for number, wanted in zip(seen, photographs.values(), strict=True))
+    assert right >= 15, f"{right} of {len(photographs)} are right, of ImageNet as a whole three of four"

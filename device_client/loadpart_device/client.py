@@ -256,7 +256,7 @@ class OffloadClient:
 
         Args:
             inputs: One array for each input of the network, in order, of the dtype and shape in `graph.inputs`; for
-                the six networks of the project one uint8 array of shape (N, height, width, 3).
+                the networks of the zoo one uint8 array of shape (N, height, width, 3).
             deadline: Seconds within which an answer is wanted; the client's when None. An answer that comes later is
                 given all the same, and its `late` is true.
 

@@ -100,7 +100,9 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(help="MindSpore .ckpt with the weights of the one network.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the weights when there is no checkpoint.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of random weights, also for a network that has trained ones.")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with the names of the classes, one a line.")] = None,
     store: Store = None,
     config: Config = None,
@@ -118,9 +120,8 @@ def export(
         for done, name in enumerate(chosen):
             tell(done, len(chosen))
             with target.adding(name, FORMAT) as path:
-                export_network(name, path, seed=seed, checkpoint=checkpoint)
-            if lines is not None:
-                target.set_labels(name, lines)
+                classes = export_network(name, path, seed=seed, checkpoint=checkpoint)
+            target.set_labels(name, classes if lines is None else lines)
             target.open(name)
     Console().print(f"{len(chosen)} network(s) written to {target.folder}", highlight=False, soft_wrap=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 DEFAULT_MAX_MESSAGE_BYTES = 256 << 20
-"""Largest request or response that either side accepts; the largest tensor at a cut of the six networks has 13 MB."""
+"""Largest request or response that either side accepts; the largest tensor at a cut of the seven networks has 13 MB."""
 
 PIECE_BYTES = 1 << 20
 """Most bytes of a message to the server; larger requests come in pieces."""

