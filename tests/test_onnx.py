@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from loadpart_common.engines.adoption import adopted_graph
 from loadpart_common.engines.base import EngineSetup
 from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.onnxruntime.engine import OnnxRuntimeEngine
+from loadpart_common.engines.openvino.engine import OpenVinoEngine
 from loadpart_common.engines.registry import setups_for
 from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.errors import CutError, ModelError
@@ -36,9 +39,9 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "adopted-onnx"))
 
 
-@pytest.fixture
-def cache() -> Iterator[SegmentCache]:
-    made = SegmentCache(EngineSetup(OnnxRuntimeEngine, 1).start())
+@pytest.fixture(params=[OnnxRuntimeEngine, OpenVinoEngine], ids=lambda engine: engine.name)
+def cache(request: pytest.FixtureRequest) -> Iterator[SegmentCache]:
+    made = SegmentCache(EngineSetup(request.param, 1).start())
     yield made
     made.close()
 
@@ -87,18 +90,15 @@ def image_network(path: Path, dtype: Any = np.float32) -> Path:
     )
 
 
-def graph_of(path: Path, *, whole_network: bool = False) -> Graph:
+def graph_of(path: Path) -> Graph:
     with contextlib.closing(Onnx().open(path)) as model:
-        if whole_network:
-            return model.graph
-        return adopted_graph(EngineSetup(OnnxRuntimeEngine, 1), model.graph, path, "onnx", model.digest())
+        return model.graph
 
 
 def check_cuts(cache: SegmentCache, path: Path, batches: tuple[int, ...]) -> int:
     """Compares head and tail with the whole network at every cut; gives how many there are."""
-    graph = graph_of(path)
-    with contextlib.closing(Onnx().open(path)) as opened:
-        model = cache.load(path, "onnx", opened.digest())
+    model = cache.load(path, "onnx")
+    graph = model.graph
     rng = np.random.default_rng(0)
     for batch in batches:
         inputs = [rng.standard_normal(spec.concrete(batch)).astype(spec.dtype) for spec in graph.inputs]
@@ -112,7 +112,7 @@ def check_cuts(cache: SegmentCache, path: Path, batches: tuple[int, ...]) -> int
 
 
 def test_a_network_is_read_with_shapes_work_and_families(tmp_path: Path) -> None:
-    graph = graph_of(image_network(tmp_path / "model.onnx"), whole_network=True)
+    graph = graph_of(image_network(tmp_path / "model.onnx"))
     assert [layer.kind for layer in graph.layers][:3] == ["Conv", "Relu", "Conv"]
     assert graph.takes_batches
     assert str(graph.inputs[0]) == "float32[N, 3, 32, 32]"
@@ -166,12 +166,99 @@ def test_what_has_no_known_size_is_a_barrier_and_control_flow_one_layer(cache: S
     ]
     limit = numpy_helper.from_array(np.array(3, np.float32), "limit")
     path = save(tmp_path / "model.onnx", nodes, [tensor("image", 1, 8)], [tensor("y", 1, 8)], [limit])
-    graph = graph_of(path, whole_network=True)
+    graph = graph_of(path)
     with pytest.raises(CutError, match="'where' \\(NonZero\\), whose output has no size"):
         graph.cut(2)
     assert graph.layers[5].kind == "If"
     assert len(graph.layers[5].inputs) == 2, "the condition, and what the branches read"
     assert check_cuts(cache, path, (1,)) >= 3
+
+
+def grid_network(path: Path, *, batch: int | str = "batch", size: int | str = "size") -> Path:
+    """Adds a grid that it counts from the size of its feature maps, as detectors do, and lists the places."""
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["features"], kernel_shape=[1, 1]),
+        helper.make_node("Shape", ["features"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "two"], ["height"], axis=0),
+        helper.make_node("Range", ["zero", "height", "one"], ["rows"]),
+        helper.make_node("Cast", ["rows"], ["row.floats"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["row.floats", "last"], ["column"]),
+        helper.make_node("Add", ["features", "column"], ["placed"]),
+        helper.make_node("Gather", ["sizes", "zeros"], ["items"], axis=0),
+        helper.make_node("Concat", ["items", "four", "rest"], ["flat.sizes"], axis=0),
+        helper.make_node("Reshape", ["placed", "flat.sizes"], ["flat"]),
+        helper.make_node("Softmax", ["flat"], ["y"], axis=1),
+    ]
+    numbers: dict[str, Any] = {"two": 2, "zero": 0, "one": 1, "last": [1], "zeros": [0], "four": [4], "rest": [-1]}
+    weights = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in numbers.items()]
+    image, y = tensor("image", batch, 3, size, size), tensor("y", "batch", 4, "places")
+    return save(path, nodes, [image], [y], [weight("w", 4, 3, 1, 1), *weights])
+
+
+def test_sizes_that_a_model_computes_are_found(cache: SegmentCache, tmp_path: Path) -> None:
+    path = grid_network(tmp_path / "model.onnx", size=6)
+    graph = graph_of(path)
+    assert [str(spec) for spec in graph.output_specs] == ["float32[N, 4, 36]"]
+    assert len(graph.cuts) == graph.layer_count + 1
+    assert check_cuts(cache, path, (1, 3)) >= 3
+
+
+def test_a_model_that_fits_one_batch_size_only_is_for_single_items(tmp_path: Path) -> None:
+    shape = numpy_helper.from_array(np.array([1, 8], np.int64), "shape")
+    nodes = [helper.make_node("Reshape", ["image", "shape"], ["y"])]
+    path = save(tmp_path / "model.onnx", nodes, [tensor("image", "n", 2, 4)], [tensor("y", "n", 8)], [shape])
+    graph = graph_of(path)
+    assert not graph.takes_batches
+    assert str(graph.inputs[0]) == "float32[1, 2, 4]"
+
+
+def add(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadpart_edge", "add", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_model_is_added_with_its_weights_and_sizes(tmp_path: Path) -> None:
+    source, store = tmp_path / "source" / "grid.onnx", tmp_path / "store"
+    onnx.save(onnx.load(grid_network(source)), source, save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert (source.parent / "w.bin").is_file()
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    done = add(source, "--shape", "image=N,3,5,5", "--store", store, "--labels", tmp_path / "names.txt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("grid: float32[N, 3, 5, 5], 11 layers, 12 places to cut")
+    stored = ModelStore(store).open("grid")
+    assert stored.manifest.labels == ("a", "b")
+    assert [str(spec) for spec in stored.graph.output_specs] == ["float32[N, 4, 25]"]
+    assert sorted(path.name for path in stored.path.parent.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "image=N,3"], "shape: the model declares image=batch,3,size,size, got N,3"),
+        (["--shape", "image=N,4,5,5"], "shape: the model declares image=batch,3,size,size, got N,4,5,5"),
+        (["--shape", "picture=N,3,5,5"], "the model has no input 'picture': expected one of image"),
+        (["--shape", "image"], "expected --shape INPUT=N,3,320,320 or the like, got 'image'"),
+        (["--shape", "image=N,3,0,5"], "expected --shape INPUT=N,3,320,320 or the like"),
+        ([], "input 'image' has sizes that are not fixed"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = add(grid_network(tmp_path / "grid.onnx"), *arguments, "--store", tmp_path / "store")
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.split())
+    assert not any((tmp_path / "store").glob("*"))
+
+
+def test_weights_are_read_from_beside_a_model_alone(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(4 << 10))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "secret")
+    for location in ("../secret", str(tmp_path / "secret"), "link", "nothing"):
+        path = save(folder / "odd.onnx", ADD, [IMAGE], [Y], [external(location)])
+        done = add(path, "--store", tmp_path / "store")
+        assert done.returncode != 0
+        assert f"is kept in {location!r}: expected a file beside the model" in " ".join(done.stderr.split())
 
 
 def test_a_file_in_the_store_is_served(tmp_path: Path) -> None:
@@ -230,6 +317,24 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     ),
     "no graph": (lambda path: path.write_bytes(b""), "cannot read model file"),
     "garbage": (lambda path: path.write_bytes(bytes(range(256)) * 9), "is not an ONNX file, or it is damaged"),
+    "sizes like bombs": (
+        lambda path: save(
+            path,
+            [
+                helper.make_node("ConstantOfShape", ["huge"], ["zeros"]),
+                helper.make_node("ReduceMax", ["zeros"], ["most"], keepdims=0),
+                helper.make_node("Range", ["most", "limit", "step"], ["many"]),
+                helper.make_node("Reshape", ["image", "many"], ["y"]),
+            ],
+            [IMAGE], [tensor("y", "any")],
+            [
+                numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "huge"),
+                numpy_helper.from_array(np.array(1e12, np.float32), "limit"),
+                numpy_helper.from_array(np.array(0, np.float32), "step"),
+            ],
+        ),
+        "the shapes do not fit each other|not known before it runs",
+    ),
     "output of nothing": (
         lambda path: save(path, RELU, [IMAGE], [tensor("w", 1, 8)], [weight("w", 1, 8)]), "does not depend on any input"
     ),
@@ -249,5 +354,5 @@ def test_odd_files_are_refused_with_a_reason(tmp_path: Path, name: str) -> None:
 def test_an_operator_that_the_engine_lacks_is_named(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["image"], ["x"]), helper.make_node("Imagine", ["x"], ["y"], domain="com.other")]
     path = save(tmp_path / "model.onnx", nodes, [IMAGE], [Y])
-    with pytest.raises(ModelError, match="Imagine"):
-        graph_of(path)
+    with contextlib.closing(Onnx().open(path)) as model, pytest.raises(ModelError, match="Imagine"):
+        adopted_graph(EngineSetup(OnnxRuntimeEngine, 1), model.graph, path, "onnx", model.digest())

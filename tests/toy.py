@@ -18,6 +18,7 @@ from loadpart_common.engines.registry import ENGINES
 from loadpart_common.errors import ModelError, ModelNotFoundError
 from loadpart_common.families import Family
 from loadpart_common.files import file_state, open_regular
+from loadpart_common.formats.base import ModelFormat
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.graph import Barrier, Graph, Layer, Segment, Value, output_specs
 from loadpart_common.tensors import TensorSpec
@@ -77,7 +78,7 @@ class ToyModel:
         return Graph(inputs, tuple(layers), outputs, tuple(Barrier(*each) for each in self.document["barriers"]))
 
 
-class ToyFormat:
+class ToyFormat(ModelFormat):
     """See `ModelFormat`."""
 
     name, suffix = "toy", ".toy"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +20,7 @@ from loadpart_common.latency.measurements import Measurements
 from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_device.accuracy import measure_accuracy, pictures_in
 from loadpart_device.client import OffloadClient
 from loadpart_device.deciding.decision_log import read_decisions
 from loadpart_device.deciding.explain import State
@@ -31,7 +33,7 @@ from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import ServerLoad
 from loadpart_device.images import load_images
 from loadpart_device.model_cache import default_cache, find_model
-from loadpart_device.presenting import document, fetching, row, show, show_plans, top
+from loadpart_device.presenting import document, fetching, row, show, show_accuracy, show_plans, top
 from loadpart_device.settings import ENV_PREFIX, load_settings, parse_policy
 
 if TYPE_CHECKING:
@@ -205,6 +207,55 @@ def plan(
     if plot is not None:
         draw(network, state, plot)
         print(f"drawn in {plot}", file=sys.stderr)
+
+
+@app.command()
+def accuracy(
+    images: Annotated[list[Path], typer.Option(help="Folder of pictures, or a picture; may be repeated.")],
+    model: Model = None,
+    server: ServerOption = None,
+    engine: console.EngineName = None,
+    precision: console.Precision = None,
+    provider: console.Provider = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Engine to compare with, in exact precision; this device's if absent.")
+    ] = None,
+    threads: console.Threads = None,
+    cache: Cache = None,
+    connect_timeout: ConnectTimeout = None,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Measures what lower precision and other engines do to the answers, for every plan, on your own pictures."""
+    flags = {"model": model, "server": server, "engine": engine, "precision": precision, "provider": provider}
+    settings = load_settings({**flags, "threads": threads, "cache": cache, "connect_timeout": connect_timeout}, config)
+    pictures = pictures_in(images)
+    common: dict[str, Any] = {"threads": settings.threads, "cache": settings.cache}
+    with fetching() as on_progress:
+        client = OffloadClient(
+            settings.server, settings.model, engine=settings.engine, precision=settings.precision,
+            provider=settings.provider, hedge=False, on_progress=on_progress, **common,
+        )  # fmt: skip
+    with (
+        client,
+        OffloadClient(
+            settings.server,
+            settings.model,
+            engine=reference or settings.engine,
+            policy="local",
+            connect_timeout=settings.connect_timeout,
+            **common,
+        ) as exact,
+    ):
+        if not client.wait_ready(settings.connect_timeout):
+            print("no server answers: the accuracy of this device alone is measured", file=sys.stderr)
+        with console.progress("comparing") as tell:
+            rows = list(measure_accuracy(client, exact, pictures, tell))
+        if as_json:
+            for row in rows:
+                print(json.dumps({"model": settings.model, **asdict(row), "plan": str(row.plan)}))
+        else:
+            show_accuracy(rows, client.engine, exact.engine, len(pictures))
 
 
 @app.command()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadpart_common.tensors import Array
+    from loadpart_device.accuracy import PlanAccuracy
     from loadpart_device.deciding.explain import Network, PlanCost, State
     from loadpart_device.result import Result
 
@@ -54,6 +55,22 @@ def show(model: str, images: list[Path], classes: list[list[dict[str, Any]]], re
     table = Table(*_PHASES, title="milliseconds", box=None, header_style="bold", title_justify="left")
     table.add_row(*(f"{getattr(result.timings, phase) * 1e3:.2f}" for phase in _PHASES))
     out.print(table)
+
+
+def show_accuracy(rows: list[PlanAccuracy], engine: str, reference: str, pictures: int) -> None:
+    """Prints how far the outputs of each plan are from those of the exact engine."""
+    table = Table(
+        "plan", "runs", "mean error", "worst error", "same top class", "same bits as here",
+        title=f"error as a share of the largest output, over {pictures} picture(s)", box=None, header_style="bold",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            str(row.plan), row.location, f"{row.mean_error:.2g}", f"{row.worst_error:.2g}", f"{row.agreement:.1%}",
+            "yes" if row.exact else "no",
+        )  # fmt: skip
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(f"this device computes with {shown(engine)}; compared with {shown(reference)}", soft_wrap=True)
 
 
 def show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:

@@ -1,4 +1,4 @@
-"""The command line of the edge server: serve, export, models, calibrate, profile, credentials."""
+"""The command line of the edge server: serve, export, add, models, calibrate, profile, credentials."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from loadpart_common.engines.mindspore.zoo import FORMAT, NETWORKS
 from loadpart_common.engines.mindspore.zoo import export as export_network
 from loadpart_common.engines.registry import ENGINES, calibrated_setup
 from loadpart_common.errors import OffloadError
-from loadpart_common.formats.registry import FORMATS
+from loadpart_common.formats.registry import FORMATS, format_of
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.logs import log_to_stderr
 from loadpart_common.store.engine_choice import choose_engine
-from loadpart_common.store.model_store import ModelStore
+from loadpart_common.store.model_store import ModelStore, check_model
+from loadpart_common.tensors import BATCH
 from loadpart_edge.access.commands import app as credentials
 from loadpart_edge.daemon import Daemon
 from loadpart_edge.settings import ENV_PREFIX, load_settings
@@ -124,6 +125,52 @@ def export(
             target.set_labels(name, classes if lines is None else lines)
             target.open(name)
     Console().print(f"{len(chosen)} network(s) written to {target.folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="The model: a .onnx or .mindir file.")],
+    name: Annotated[str | None, typer.Option(help="What devices call it; the file's name if absent.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sizes of an input that the file leaves open, such as image=N,3,320,320, where N is any batch size; "
+            "may be repeated."
+        ),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file with the names of the classes, one a line.")] = None,
+    store: Store = None,
+    config: Config = None,
+) -> None:
+    """Copies a model into the model store, with weights that lie in files beside it."""
+    target = ModelStore(load_settings({"store": store}, config).store)
+    model_format = format_of(file)
+    if model_format is None:
+        suffixes = " or ".join(FORMATS[each].suffix for each in FORMATS)
+        raise typer.BadParameter(f"expected a file that ends in {suffixes}, got {file.name!r}")
+    shapes = dict(map(_shape, shape or []))
+    called = name or file.name.removesuffix(model_format.suffix)
+    with target.adding(called, model_format.name) as path:
+        model_format.bring_in(file, path, shapes)
+        check_model(path, model_format.name)
+    if labels is not None:
+        target.set_labels(called, tuple(labels.read_text(encoding="utf-8").splitlines()))
+    graph = target.open(called).graph
+    Console().print(
+        f"{called}: {', '.join(map(str, graph.inputs))}, {graph.layer_count} layers, {len(graph.cuts)} places to cut",
+        highlight=False, soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+def _shape(text: str) -> tuple[str, list[int]]:
+    """What `--shape` says: an input and its sizes."""
+    name, equals, sizes = text.rpartition("=")
+    parts = [part.strip() for part in sizes.split(",")]
+    if parts[0] == "N":
+        parts[0] = str(BATCH)
+    if not (name and equals and all(part.isdecimal() and int(part) for part in parts if part != str(BATCH))):
+        raise typer.BadParameter(f"expected --shape INPUT=N,3,320,320 or the like, got {text!r}")
+    return name, list(map(int, parts))
 
 
 @app.command()

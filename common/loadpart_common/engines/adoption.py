@@ -1,20 +1,18 @@
 """What engines do once for a network on each machine, in a process of its own, and kept in files.
 
 A network that ONNX Runtime is to run is optimised as a whole, which takes seconds and much memory, and tells where it
-can be cut; of one that OpenVINO is to run every cut is tried. The result is of one machine, engine, version and setup.
-It is made again when its folder is removed.
+can be cut; of one that OpenVINO is to run every cut is tried. It is done again when its folder is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadpart_common.engines.adopted import CUTS, adopted_folder, folder_for
+from loadpart_common.engines.adopted import adopt_into, adopted_folder, folder_for, graph_in
 from loadpart_common.engines.elsewhere import run_elsewhere, serve
 from loadpart_common.errors import ModelError
 from loadpart_common.formats.registry import FORMATS
@@ -22,8 +20,6 @@ from loadpart_common.formats.registry import FORMATS
 if TYPE_CHECKING:
     from loadpart_common.engines.base import EngineSetup
     from loadpart_common.graph import Graph
-
-_WHY = "from layers that the engine runs with it as one operator"
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +44,7 @@ def adopted_graph(setup: EngineSetup, graph: Graph, path: Path, format_name: str
         folder = folder_for(setup, digest)
         log.info("%s is made ready for %s, once on this machine", path, setup)
         run_elsewhere(__spec__.name, setup, format_name, path, digest, folder)
-    try:
-        cuts = json.loads((folder / CUTS).read_text())
-        return graph if cuts is None else graph.cut_only_at([int(cut) for cut in cuts], _WHY)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{folder} is damaged: {error}; remove it to have it made again") from error
+    return graph_in(folder, graph)
 
 
 def _adopt(setup: EngineSetup, format_name: str, path: str, digest: str, folder: str) -> None:
@@ -65,8 +57,7 @@ def _adopt(setup: EngineSetup, format_name: str, path: str, digest: str, folder:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".adopting-") as temporary:
             made = Path(temporary) / "network"
             made.mkdir()
-            cuts = setup.engine.adopt(model, made, setup)
-            (made / CUTS).write_text(json.dumps(None if cuts is None else sorted(cuts)))
+            adopt_into(made, setup, model)
             with contextlib.suppress(OSError):  # another process was quicker
                 made.rename(target)
 

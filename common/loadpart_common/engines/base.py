@@ -147,7 +147,7 @@ class Engine(ABC):
             folder: An empty folder, for what `load` is to find.
 
         Returns:
-            The cuts at which segments give the same bits as the whole network; None when all do.
+            The cuts at which the engine can cut it; None when it can at all.
 
         Raises:
             ModelError: The engine cannot run the network; the message names the operator.
@@ -155,13 +155,19 @@ class Engine(ABC):
         del model, folder, setup
         return None
 
+    @classmethod
+    def cuts_must_be_tried(cls, setup: EngineSetup) -> bool:
+        """Whether segments give other bits than the whole network at some of the cuts that `adopt` returns."""
+        del setup
+        return False
+
     @abstractmethod
     def load(self, model: OpenModel, adopted: Path | None) -> LoadedModel:
         """Takes in a model of one of `formats`; weights are read when a segment first needs them.
 
         Args:
             model: The model.
-            adopted: The folder that `adopt` has filled; None when it was not called.
+            adopted: The folder that `adopt` has filled; None for an engine that adopts nothing.
         """
 
     @abstractmethod

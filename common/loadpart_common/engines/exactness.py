@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadpart_common.engines.timing import random_inputs
+from loadpart_common.engines.inputs import random_inputs
 from loadpart_common.errors import ModelError, OffloadError
 
 if TYPE_CHECKING:
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from loadpart_common.graph import Graph, Segment, Value
     from loadpart_common.tensors import Array
 
-_SEEDS = (1, 2)
+_SIZES = (100.0, 3.0, 0.3)
+"""Of the random inputs: in networks of 8 bits, large ones are cut off and small ones become nothing."""
+
 _CHEAP = 0.002
 """Share of a network's operations that makes no difference to where it is cut."""
 
@@ -23,17 +25,19 @@ def exact_cuts(loaded: LoadedModel, graph: Graph) -> list[int]:
     """The cuts at which head and tail together give the same bits as the whole network, for random inputs.
 
     Which operators an engine fuses and how it lays out their results depends on shapes, not on numbers, so a difference
-    shows with any input. Of cuts in a row with the same bytes and only cheap layers between them, as after a
-    convolution, its normalisation and its activation, the last is as good as any and the only one that is tried.
+    shows with any input that reaches the last layers.
 
     Raises:
         ModelError: The engine cannot run the network.
     """
     whole = graph.head(graph.layer_count)
-    inputs = [dict(zip(whole.inputs, random_inputs(graph, whole, seed), strict=True)) for seed in _SEEDS]
+    inputs = [
+        dict(zip(whole.inputs, random_inputs(graph, whole, seed, most=most), strict=True))
+        for seed, most in enumerate(_SIZES)
+    ]
     expected = [_run(loaded, graph, whole, given) for given in inputs]
     exact = []
-    for index in _worth_trying(graph):
+    for index in likely_cuts(graph):
         try:
             if all(_is_exact(loaded, graph, index, *each) for each in zip(inputs, expected, strict=True)):
                 exact.append(index)
@@ -42,7 +46,12 @@ def exact_cuts(loaded: LoadedModel, graph: Graph) -> list[int]:
     return exact
 
 
-def _worth_trying(graph: Graph) -> list[int]:
+def likely_cuts(graph: Graph) -> list[int]:
+    """The cuts that are worth trying.
+
+    Of cuts in a row with the same bytes and only cheap layers between them, as after a convolution, its normalisation
+    and its activation, which engines run as one operator, only the last is.
+    """
     cheap = _CHEAP * sum(layer.flops for layer in graph.layers)
     cuts = graph.cuts[1:-1]
     later = [*cuts[1:], graph.cuts[-1]]

@@ -7,9 +7,10 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from loadpart_common.engines.adopted import adopted_folder
+from loadpart_common.engines.adopted import adopt_into, adopted_folder, graph_in
 from loadpart_common.errors import ClientClosedError, ModelError, ModelNotFoundError
 from loadpart_common.formats.registry import FORMATS
+from loadpart_common.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -28,15 +29,23 @@ class CachedModel:
     Attributes:
         file: Its file, opened.
         loaded: The model in the engine.
-        graph: The network.
+        graph: The network, with the cuts that the engine has.
         users: How many have loaded it and not unloaded it yet.
     """
 
-    def __init__(self, file: OpenModel, loaded: LoadedModel) -> None:
+    def __init__(self, file: OpenModel, loaded: LoadedModel, graph: Graph, scratch: ScratchFolder | None) -> None:
         self.file = file
         self.loaded = loaded
-        self.graph: Graph = file.graph
+        self.graph = graph
         self.users = 0
+        self._scratch = scratch
+
+    def close(self) -> None:
+        """Drops weights and files."""
+        self.loaded.close()
+        self.file.close()
+        if self._scratch is not None:
+            self._scratch.close()
 
 
 class SegmentCache:
@@ -64,7 +73,9 @@ class SegmentCache:
         self._compiled: OrderedDict[tuple[int, int, int, int], tuple[CompiledSegment, CachedModel, Segment]]
         self._compiled = OrderedDict()
 
-    def load(self, path: Path, format_name: str, digest: str | None = None) -> CachedModel:
+    def load(
+        self, path: Path, format_name: str, digest: str | None = None, *, adopted: Path | None = None
+    ) -> CachedModel:
         """Opens a model's file; whoever opens the same one again shares its weights and segments.
 
         Args:
@@ -72,6 +83,9 @@ class SegmentCache:
             format_name: Name of its format.
             digest: SHA-256 that it must have, in hexadecimal: another file may lie under the path by now. None takes
                 any file.
+            adopted: The folder with what the engine needs of the model; by default what it kept on this machine under
+                the digest. An engine that needs such a folder and has none makes a temporary one, which takes seconds
+                to minutes.
 
         Raises:
             ModelError: It is gone, damaged, another one, of another format, or holds what cannot be cut.
@@ -86,7 +100,7 @@ class SegmentCache:
                 file.close()
             else:
                 try:
-                    model = self._opened(file, digest)
+                    model = self._opened(file, digest, adopted)
                 except BaseException:
                     file.close()
                     raise
@@ -103,7 +117,7 @@ class SegmentCache:
             for key in [key for key in self._compiled if key[0] == id(model)]:
                 del self._compiled[key]
             del self._models[model.file.identity]
-            _close(model)
+            model.close()
             gc.collect()
 
     def is_compiled(self, model: CachedModel, segment: Segment, batch: int) -> bool:
@@ -137,23 +151,25 @@ class SegmentCache:
         with self._lock:
             self._compiled.clear()
             for model in self._models.values():
-                _close(model)
+                model.close()
             self._models.clear()
             gc.collect()
             self.engine.close()
 
-    def _opened(self, file: OpenModel, digest: str | None) -> CachedModel:
+    def _opened(self, file: OpenModel, digest: str | None, adopted: Path | None) -> CachedModel:
         if digest is not None and (found := file.digest()) != digest:
             raise ModelError(
                 f"the model file has been replaced or damaged: expected digest {digest[:12]}..., got {found[:12]}..."
             )
-        adopted = adopted_folder(self.engine.setup, digest) if digest is not None else None
-        return CachedModel(file, self.engine.load(file, adopted))
+        setup, scratch = self.engine.setup, None
+        if adopted is None and digest is not None:
+            adopted = adopted_folder(setup, digest)
+        if adopted is None and setup.engine.adopts:
+            scratch = ScratchFolder("loadpart-adopted-")
+            adopted = scratch.path
+            adopt_into(adopted, setup, file)
+        graph = file.graph if adopted is None else graph_in(adopted, file.graph)
+        return CachedModel(file, self.engine.load(file, adopted), graph, scratch)
 
     def _held_bytes(self) -> int:
         return sum(compiled.nbytes for compiled, _, _ in self._compiled.values())
-
-
-def _close(model: CachedModel) -> None:
-    model.loaded.close()
-    model.file.close()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loadpart_common.engines.adopted import adopt_into
 from loadpart_common.engines.elsewhere import run_elsewhere, serve
 from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.engines.timing import idle_seconds
 from loadpart_common.errors import ModelError, OffloadError
 from loadpart_common.files import cache_folder, write_atomically
+from loadpart_common.formats.registry import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,8 +75,10 @@ def _read(file: Path) -> dict[str, float]:
 
 def _measure(setup: EngineSetup, format_name: str, path: str, digest: str) -> None:
     """What the other process does."""
-    with contextlib.closing(SegmentCache(setup.start())) as cache:
-        model = cache.load(Path(path), format_name, digest)
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(SegmentCache(setup.start())) as cache:
+        with contextlib.closing(FORMATS[format_name].open(Path(path))) as file:
+            adopt_into(Path(folder), setup, file, trying=False)
+        model = cache.load(Path(path), format_name, digest, adopted=Path(folder))
         whole = model.graph.head(model.graph.layer_count)
         print(idle_seconds(cache, model, whole, runs=_RUNS))
 

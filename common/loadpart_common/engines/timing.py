@@ -6,12 +6,11 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
+from loadpart_common.engines.inputs import random_inputs
 
 if TYPE_CHECKING:
     from loadpart_common.engines.segment_cache import CachedModel, SegmentCache
-    from loadpart_common.graph import Graph, Segment
-    from loadpart_common.tensors import Array, TensorSpec
+    from loadpart_common.graph import Segment
 
 _PAUSE_SECONDS = 0.02
 """Between runs: without it a run finds its data in warmer caches than an inference does."""
@@ -40,15 +39,3 @@ def idle_seconds(cache: SegmentCache, model: CachedModel, segment: Segment, *, r
         compiled.run(arrays)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds) / batch
-
-
-def random_inputs(graph: Graph, segment: Segment, seed: int = 0) -> list[Array]:
-    """Random inputs of a segment, for the smallest batch: whole numbers from 0 to 99, others from -100 to 100."""
-    rng = np.random.default_rng(seed)
-    specs = [graph.spec(value) for value in segment.inputs]
-    arrays = [rng.random(spec.concrete(graph.smallest_batch)) * 100 for spec in specs]
-    return [_signed(rng, array, spec).astype(spec.dtype) for array, spec in zip(arrays, specs, strict=True)]
-
-
-def _signed(rng: np.random.Generator, array: Array, spec: TensorSpec) -> Array:
-    return array * rng.choice((-1, 1), array.shape) if "float" in spec.dtype else array

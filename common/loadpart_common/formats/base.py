@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import shutil
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from loadpart_common.errors import ModelNotFoundError, SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from loadpart_common.files import FileState
-    from loadpart_common.formats.onnx.program import OnnxProgram
+    from loadpart_common.formats.onnx_program import OnnxProgram
     from loadpart_common.graph import Graph
 
 
@@ -45,7 +50,7 @@ class OpenModel(Protocol):
         """Closes the file."""
 
 
-class ModelFormat(Protocol):
+class ModelFormat(ABC):
     """A format of model files.
 
     Attributes:
@@ -53,9 +58,10 @@ class ModelFormat(Protocol):
         suffix: Suffix of its files, such as `.mindir`.
     """
 
-    name: str
-    suffix: str
+    name: ClassVar[str]
+    suffix: ClassVar[str]
 
+    @abstractmethod
     def open(self, path: Path) -> OpenModel:
         """Opens a file.
 
@@ -63,3 +69,23 @@ class ModelFormat(Protocol):
             ModelNotFoundError: There is no such file.
             ModelError: The file is damaged, or of another format.
         """
+
+    def bring_in(self, source: Path, target: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Copies a model into a store, where a model is one file.
+
+        Args:
+            source: The model.
+            target: The file to write.
+            shapes: Sizes by input, for inputs whose sizes the model leaves open; `BATCH` stands for the batch size.
+
+        Raises:
+            ModelNotFoundError: There is no such file.
+            ModelError: The model cannot be one file; the message says why.
+            SettingsError: The model has no such input, or one with other sizes.
+        """
+        if shapes:
+            raise SettingsError(f"shape: models of the format {self.name} have inputs of fixed sizes")
+        try:
+            shutil.copyfile(source, target)
+        except FileNotFoundError as error:
+            raise ModelNotFoundError(f"no model file at {source}") from error

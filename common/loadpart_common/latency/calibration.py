@@ -1,16 +1,18 @@
 """Calibrates this machine: runs a sweep of random networks and fits the latency model to what they took.
 
-The engine draws the networks. Each is cut into pieces of a few layers, which are timed where they run, in one engine.
+The engine draws the networks. Each is cut into pieces, which are timed where they run, in one engine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadpart_common.engines.adopted import adopt_into
 from loadpart_common.engines.timing import idle_seconds
 from loadpart_common.formats.registry import format_of
 from loadpart_common.latency.features import SEGMENT, features, segment_features
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
 NETWORKS = 40
 """Networks of a sweep; they take two minutes on one core of a server."""
 
-_MOST_LAYERS = 8  # of a piece
+_LENGTHS = (1, 2, 3, 5, 8, 13)
+"""Of pieces, in cuts: what a piece costs as such shows only where there are long ones, too."""
+_TILINGS = 2
+"""How often each network is cut into pieces, in other places each time."""
+
 _RUNS = 5
 
 
@@ -45,29 +51,33 @@ def calibrate(
     """
     engine = cache.engine
     samples: list[Sample] = []
-    with tempfile.TemporaryDirectory(prefix="loadpart-calibrate-") as folder:
-        for seed in range(networks):
-            path = engine.write_random_network(seed, Path(folder))
-            samples += sample_pieces(cache, path, seed)
-            path.unlink()
-            on_progress(seed + 1, networks)
+    for seed in range(networks):
+        with tempfile.TemporaryDirectory(prefix="loadpart-calibrate-") as folder:
+            samples += sample_pieces(cache, engine.write_random_network(seed, Path(folder)), seed)
+        on_progress(seed + 1, networks)
     return fit(samples, engine.setup)
 
 
 def sample_pieces(cache: SegmentCache, path: Path, seed: int) -> list[Sample]:
-    """Times a network in pieces of one to eight layers, drawn by a seed."""
+    """Times a network in pieces between one and thirteen cuts, drawn by a seed."""
     rng = np.random.default_rng(seed)
     model_format = format_of(path)
     assert model_format is not None  # engines write models of a format that they take
-    model = cache.load(path, model_format.name)
-    cuts = [cut.index for cut in model.graph.cuts]
-    samples, first = [], 0
-    while first < model.graph.layer_count:
-        least = first + int(rng.integers(1, _MOST_LAYERS + 1))
-        stop = next((cut for cut in cuts if cut >= least), model.graph.layer_count)
-        segment = model.graph.segment(first, stop)
-        samples.append(Sample(_amounts(model.graph, segment), idle_seconds(cache, model, segment, runs=_RUNS)))
-        first = stop
+    adopted = path.parent / "adopted"
+    adopted.mkdir()
+    with contextlib.closing(model_format.open(path)) as file:
+        adopt_into(adopted, cache.engine.setup, file, trying=False)
+    model = cache.load(path, model_format.name, adopted=adopted)
+    graph = model.graph
+    cuts = [cut.index for cut in graph.cuts]
+    samples = []
+    for _ in range(_TILINGS):
+        position = 0
+        while position < len(cuts) - 1:
+            following = min(position + int(rng.choice(_LENGTHS)), len(cuts) - 1)
+            segment = graph.segment(cuts[position], cuts[following])
+            samples.append(Sample(_amounts(graph, segment), idle_seconds(cache, model, segment, runs=_RUNS)))
+            position = following
     cache.unload(model)
     return samples
 

@@ -46,8 +46,12 @@ def _convolution(
     taps = layer.flops / 2 / max(math.prod(output), 1)  # input channels a group x kernel height x kernel width
     channels, positions = read_from[1], math.prod(output[2:])
     if taps < channels:
-        rows = float(output[1] * output[2])
-        return "grouped convolution", {"calls": 1.0, "outputs": float(math.prod(output)), "rows": rows}
+        return "grouped convolution", {
+            "calls": 1.0,
+            "flops": float(layer.flops),
+            "outputs": float(math.prod(output)),
+            "rows": float(output[1] * output[2]),
+        }
     work = {"calls": 1.0, "flops": float(layer.flops), "weight_bytes": float(layer.weight_bytes)}
     patches = taps * positions * _FLOAT_BYTES
     if taps == channels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import mmap
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadpart_common.engines.base import Engine, compiled_bytes
-from loadpart_common.engines.exactness import exact_cuts
 from loadpart_common.engines.onnxruntime.runtime import runtime
+from loadpart_common.engines.synthetic.onnx_file import write_onnx
 from loadpart_common.errors import CutError, ModelError, SettingsError
-from loadpart_common.scratch import ScratchFolder
 from loadpart_common.text import first_line
 
 if TYPE_CHECKING:
@@ -116,7 +114,6 @@ class OnnxRuntimeEngine(Engine):
             os.sched_setaffinity(0, cores)
         self._runtime = runtime()
         self.setup = setup
-        self._folders: list[ScratchFolder] = []
 
     @classmethod
     def version(cls) -> str:
@@ -147,10 +144,13 @@ class OnnxRuntimeEngine(Engine):
         return None
 
     @classmethod
+    def write_random_network(cls, seed: int, folder: Path) -> Path:
+        """Writes the random network of a seed; see `engines.synthetic`."""
+        return write_onnx(seed, folder)
+
+    @classmethod
     def adopt(cls, model: OpenModel, folder: Path, setup: EngineSetup) -> Collection[int]:
         """Optimises a network as a whole; it can be cut where no operators were fused.
-
-        What other providers than the processor make of the operators is not seen in there, so cuts are tried.
 
         Raises:
             ModelError: It has operators that the engine does not know; the message names one.
@@ -161,24 +161,20 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
             raise ModelError(f"the engine {cls.name} cannot load the model: {first_line(error)}") from error
         network = _optimised(model, folder)
-        cuts = [cut.index for cut in model.graph.cuts if network.can_cut(cut.index)]
-        if not setup.provider:
-            return cuts
-        with contextlib.closing(setup.start()) as engine, contextlib.closing(engine.load(model, folder)) as loaded:
-            return exact_cuts(loaded, model.graph.cut_only_at(cuts, ""))
+        return [cut.index for cut in model.graph.cuts if network.can_cut(cut.index)]
+
+    @classmethod
+    def cuts_must_be_tried(cls, setup: EngineSetup) -> bool:
+        """On other providers than the processor: what they make of the operators does not show beforehand."""
+        return bool(setup.provider)
 
     def load(self, model: OpenModel, adopted: Path | None) -> OnnxRuntimeModel:
-        """Takes in an optimised network; optimises it first, which takes a second or so, when it is none yet."""
-        if adopted is None:
-            self._folders.append(ScratchFolder("loadpart-onnxruntime-"))
-            adopted = self._folders[-1].path
-            self.adopt(model, adopted, self.setup)
+        """Takes in an optimised network."""
+        assert adopted is not None
         return OnnxRuntimeModel(self, model, adopted)
 
     def close(self) -> None:
-        """Removes the files that the engine wrote."""
-        for folder in self._folders:
-            folder.close()
+        """Sessions end with their segments."""
 
     def session(self, model: bytes, weights: dict[str, Any], folder: Path) -> Any:
         """A session that runs a model as it is.
@@ -261,7 +257,7 @@ def _weights(network: OptimisedNetwork, folder: Path) -> dict[str, Array]:
     """The weights of an optimised network that lie in the file beside it, mapped into memory."""
     from onnx import helper
 
-    from loadpart_common.formats.onnx.program import place_in_file
+    from loadpart_common.formats.onnx_program import place_in_file
 
     path = folder / _WEIGHTS
     if not path.exists():

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import onnx
 from onnx import helper
 
-from loadpart_common.formats.onnx.program import captured, value_info
+from loadpart_common.formats.onnx_program import captured, value_info
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from loadpart_common.formats.onnx.program import OnnxProgram
+    from loadpart_common.formats.onnx_program import OnnxProgram
     from loadpart_common.graph import Graph, Segment, Value
 
 _NCHWC = "com.microsoft.nchwc"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -15,11 +14,10 @@ import numpy as np
 
 from loadpart_common.engines.base import Engine, EngineSetup, compiled_bytes
 from loadpart_common.engines.choice import EXACT
-from loadpart_common.engines.exactness import exact_cuts
 from loadpart_common.engines.openvino.runtime import runtime
+from loadpart_common.engines.synthetic.onnx_file import write_onnx
 from loadpart_common.errors import CutError, ModelError, SettingsError
-from loadpart_common.formats.onnx.program import files_with_weights
-from loadpart_common.scratch import ScratchFolder
+from loadpart_common.formats.onnx_program import files_with_weights
 from loadpart_common.text import first_line
 
 if TYPE_CHECKING:
@@ -152,7 +150,6 @@ class OpenVinoEngine(Engine):
             os.sched_setaffinity(0, cores)
         self.setup = setup
         self._core = runtime().Core()
-        self._folders: list[ScratchFolder] = []
         self._device = setup.provider.upper() or _PROCESSOR
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[setup.precision][0],
@@ -208,8 +205,13 @@ class OpenVinoEngine(Engine):
         return None
 
     @classmethod
-    def adopt(cls, model: OpenModel, folder: Path, setup: EngineSetup) -> Collection[int]:
-        """Writes a network in OpenVINO's own form, whose weights are mapped into memory, and tries its cuts.
+    def write_random_network(cls, seed: int, folder: Path) -> Path:
+        """Writes the random network of a seed; see `engines.synthetic`."""
+        return write_onnx(seed, folder)
+
+    @classmethod
+    def adopt(cls, model: OpenModel, folder: Path, setup: EngineSetup) -> None:  # noqa: ARG003
+        """Writes a network in OpenVINO's own form, whose weights are mapped into memory.
 
         Raises:
             ModelError: It has operators that the engine does not know; the message names one.
@@ -226,21 +228,20 @@ class OpenVinoEngine(Engine):
             raise ModelError(f"the engine {cls.name} cannot load the model: {lines[-1] if lines else error}") from error
         for path in (written, *beside):
             path.unlink()
-        with contextlib.closing(setup.start()) as engine, contextlib.closing(engine.load(model, folder)) as loaded:
-            return exact_cuts(loaded, model.graph)
+
+    @classmethod
+    def cuts_must_be_tried(cls, setup: EngineSetup) -> bool:
+        """Always: what it fuses in a segment may differ from what it fuses in the whole network."""
+        del setup
+        return True
 
     def load(self, model: OpenModel, adopted: Path | None) -> OpenVinoModel:
-        """Takes in a network; one that was not adopted is adopted first, which takes some minutes."""
-        if adopted is None:
-            self._folders.append(ScratchFolder("loadpart-openvino-"))
-            adopted = self._folders[-1].path
-            self.adopt(model, adopted, self.setup)
+        """Takes in a network."""
+        assert adopted is not None
         return OpenVinoModel(self, model, adopted)
 
     def close(self) -> None:
-        """Removes the files that the engine wrote."""
-        for folder in self._folders:
-            folder.close()
+        """Networks end with their segments."""
 
     def read(self, path: Path) -> Any:
         """A network that was written in OpenVINO's own form."""

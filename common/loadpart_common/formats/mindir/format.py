@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from loadpart_common.formats.base import ModelFormat
 from loadpart_common.formats.mindir.file import ModelFile
 from loadpart_common.formats.mindir.graph_builder import build_graph
 from loadpart_common.formats.mindir.program import Program
@@ -13,7 +14,7 @@ from loadpart_common.formats.mindir.segment import write_segment
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from loadpart_common.formats.onnx.program import OnnxProgram
+    from loadpart_common.formats.onnx_program import OnnxProgram
     from loadpart_common.graph import Graph, Segment
 
 
@@ -62,7 +63,7 @@ class MindIRModel(ModelFile):
         return Translator(self, self.program, self.graph, TRANSLATIONS).translate()
 
 
-class MindIR:
+class MindIR(ModelFormat):
     """See `formats.base.ModelFormat`."""
 
     name = "mindir"

@@ -17,7 +17,7 @@ from loadpart_common.errors import ModelError
 from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
 from loadpart_common.formats.mindir.nodes import integers, reporting_damage, shapes, title
 from loadpart_common.formats.mindir.program import is_packed
-from loadpart_common.formats.onnx.program import OPSET, OnnxProgram, leave_in_file, value_info
+from loadpart_common.formats.onnx_program import OPSET, OnnxProgram, leave_in_file, value_info
 from loadpart_common.graph import Value
 
 if TYPE_CHECKING:

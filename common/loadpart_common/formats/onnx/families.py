@@ -60,8 +60,15 @@ _MOVING_KINDS = frozenset({"Slice", "Gather", "Split", "Shape", "Expand", "Tile"
 Shape = tuple[int, ...]
 
 
-def family_of(kind: str) -> Family:
-    """The family of an operator; `OTHER` for one that was never measured."""
+def family_of(kind: str, *, reads_weights: bool) -> Family:
+    """The family of an operator; `OTHER` for one that was never measured.
+
+    Args:
+        kind: The operator.
+        reads_weights: Whether one of its operands is in the file.
+    """
+    if kind == "Add" and reads_weights:
+        return Family.BIAS
     return _FAMILIES.get(kind, Family.OTHER)
 
 
@@ -74,7 +81,7 @@ def flops(kind: str, inputs: Sequence[Shape], output: Shape, kernel: Shape) -> i
         output: Shape of its first output.
         kernel: Shape of its window, for operators with a sliding window.
     """
-    elements, family = math.prod(output), family_of(kind)
+    elements, family = math.prod(output), _FAMILIES.get(kind, Family.OTHER)
     if family in _MOVES or kind in _MOVING_KINDS:
         return 0
     if family is Family.CONVOLUTION:

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from loadpart_common.errors import ModelError
 from loadpart_common.formats.mapped_file import MappedFile
-from loadpart_common.formats.onnx.program import leave_in_file, place_in_file
+from loadpart_common.formats.onnx_program import leave_in_file, place_in_file
 from loadpart_common.protobuf_fields import WireError, fields
 
 if TYPE_CHECKING:
@@ -90,5 +90,5 @@ class OnnxFile(MappedFile):
             if place is not None and (location := place.get("location", "")) != self.path.name:
                 raise ModelError(
                     f"{self.path}: the weight {tensor.name!r} is kept in another file "
-                    f"({os.path.basename(location)!r}); expected all in one, as 'onnx.save' writes it"
+                    f"({os.path.basename(location)!r}): expected all in one, as 'loadpart-edge add' writes it"
                 )

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import helper, shape_inference
+from onnx import helper
 
 from loadpart_common.errors import ModelError
 from loadpart_common.formats.onnx.families import family_of, flops
-from loadpart_common.formats.onnx.program import OnnxProgram, captured
+from loadpart_common.formats.onnx.shapes import BATCH_NAME, fix_batch, infer, is_fixed
+from loadpart_common.formats.onnx_program import OnnxProgram, captured
 from loadpart_common.graph import Barrier, Graph, Layer, Value, output_specs, unique_names
-from loadpart_common.tensors import BATCH, DTYPES, TensorSpec
+from loadpart_common.tensors import BATCH, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-_BATCH_NAME = "loadpart_batch"
 _WHY = "whose output has no size that is known before it runs, from layers that use it"
 _NOWHERE = TensorSpec("", "uint8", ())
 """Stands for an output that never crosses a cut."""
@@ -59,7 +60,7 @@ class _Builder:
         inputs = [info for info in self._graph.input if info.name not in self._weights]
         has_batch = self._open_batch(inputs)
         nodes = self._layers(inputs)
-        specs = self._specs(has_batch)
+        specs = self._specs(inputs, has_batch=has_batch)
         for info in inputs:
             if specs.get(info.name) is None:
                 raise ModelError(
@@ -94,12 +95,12 @@ class _Builder:
     def _open_batch(self, inputs: Iterable[onnx.ValueInfoProto]) -> bool:
         """Gives the batch one name where it may vary, and tells whether it may."""
         firsts = [info.type.tensor_type.shape.dim[:1] for info in inputs]
-        may_vary = bool(firsts) and all(first and not first[0].HasField("dim_value") for first in firsts)
+        may_vary = bool(firsts) and all(first and not is_fixed(first[0]) for first in firsts)
         for first in firsts if may_vary else []:
-            first[0].dim_param = _BATCH_NAME
+            first[0].dim_param = BATCH_NAME
         for info in self._graph.output:  # what the file says of sizes that are not fixed is inferred anew
             for size in info.type.tensor_type.shape.dim:
-                if not size.HasField("dim_value"):
+                if not is_fixed(size):
                     size.Clear()
         self._graph.ClearField("value_info")
         return may_vary
@@ -130,29 +131,36 @@ class _Builder:
                 nodes.append(node)
         return nodes
 
-    def _specs(self, has_batch: bool) -> dict[str, TensorSpec | None]:
-        """What is known of each tensor; None for one that cannot cross a cut."""
-        try:
-            inferred = shape_inference.infer_shapes(self._model, strict_mode=True, data_prop=True).graph
-        except Exception as error:  # its errors have no base class of their own
-            raise ModelError(f"{self._title}: the shapes do not fit each other: {error}") from error
-        infos = [*inferred.value_info, *inferred.input, *inferred.output]
-        return {info.name: _spec(info, has_batch) for info in infos}
+    def _specs(self, inputs: Iterable[onnx.ValueInfoProto], *, has_batch: bool) -> Mapping[str, TensorSpec | None]:
+        """What is known of each tensor; None for one that cannot cross a cut.
+
+        A model that leaves the batch size open, but gives outputs whose first size is another one or fits no other
+        batch size than 1, is one for single items.
+        """
+        if has_batch:
+            with contextlib.suppress(ModelError):
+                specs = infer(self._model, self._title, has_batch=True)
+                outputs = [specs.get(info.name) for info in self._graph.output]
+                if all(spec is not None and spec.shape[:1] == (BATCH,) for spec in outputs):
+                    return specs
+            fix_batch(inputs, 1)
+        return infer(self._model, self._title, has_batch=False)
 
     def _layer(self, node: onnx.NodeProto, name: str, specs: Mapping[str, TensorSpec | None]) -> Layer:
         inputs = tuple(dict.fromkeys(self._values[read] for read in captured(node) if read in self._values))
         made = [specs.get(output) or _NOWHERE for output in node.output]
         outputs = output_specs(name, [(spec.dtype, spec.shape) for spec in made])
         shapes = [self._shape(read, specs) for read in node.input]
+        weights = {read for read in captured(node) if read in self._weights}
         kernel = next((tuple(each.ints) for each in node.attribute if each.name == "kernel_shape"), ())
         return Layer(
             name=name,
             kind=node.op_type,
-            family=family_of(node.op_type),
+            family=family_of(node.op_type, reads_weights=bool(weights)),
             inputs=inputs,
             outputs=outputs,
             flops=flops(node.op_type, shapes, outputs[0].concrete(1), kernel),
-            weight_bytes=sum(_nbytes(self._weights[read]) for read in set(captured(node)) if read in self._weights),
+            weight_bytes=sum(_nbytes(self._weights[read]) for read in weights),
         )
 
     def _shape(self, name: str, specs: Mapping[str, TensorSpec | None]) -> tuple[int, ...]:
@@ -160,26 +168,6 @@ class _Builder:
             return tuple(self._weights[name].dims)
         spec = specs.get(name)
         return () if spec is None else spec.concrete(1)
-
-
-def _spec(info: onnx.ValueInfoProto, has_batch: bool) -> TensorSpec | None:
-    """What is known of a tensor; None when it cannot cross a cut."""
-    kind = info.type.tensor_type
-    if not info.type.HasField("tensor_type") or not kind.HasField("shape"):
-        return None
-    try:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
-    except (KeyError, TypeError):
-        return None
-    sizes = []
-    for axis, dimension in enumerate(kind.shape.dim):
-        if axis == 0 and has_batch and dimension.dim_param == _BATCH_NAME:
-            sizes.append(BATCH)
-        elif dimension.HasField("dim_value") and dimension.dim_value >= 0:
-            sizes.append(dimension.dim_value)
-        else:
-            return None
-    return TensorSpec(info.name, dtype, tuple(sizes)) if dtype in DTYPES else None
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:

@@ -9,7 +9,7 @@ from loadpart_common.formats.onnx.file import OnnxFile
 from loadpart_common.formats.onnx.graph_builder import Built, build
 
 if TYPE_CHECKING:
-    from loadpart_common.formats.onnx.program import OnnxProgram
+    from loadpart_common.formats.onnx_program import OnnxProgram
     from loadpart_common.graph import Graph
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from loadpart_common.engines.mindspore.preparation import prepare_import
 from loadpart_common.engines.mindspore.zoo.catalog import LABELS, NETWORKS
 from loadpart_common.engines.mindspore.zoo.trained import file_of, labels_of, weights_of
+from loadpart_common.engines.synthetic.drawing import draw
 from loadpart_common.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ def export(name: str, path: Path, *, seed: int | None = None, checkpoint: Path |
 def export_synthetic(seed: int, path: Path) -> None:
     """Writes the random network of a seed to `path`, which ends in `.mindir`; its weights mean nothing."""
     prepare_import()
-    from loadpart_common.engines.mindspore.zoo.synthetic import synthetic
+    from loadpart_common.engines.mindspore.zoo.synthetic import cell_of
 
-    network, image_size = synthetic(seed)
-    _write(network, path, image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    drawn = draw(seed)
+    _write(cell_of(drawn.pieces), path, drawn.size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def build(name: str) -> Any:
