@@ -52,8 +52,12 @@ format: setup  ## put the code into shape
 proto: setup  ## generate the Python code of protos/
 	@$(BIN)/python protos/generate.py
 
+.PHONY: bench-engines
+bench-engines: setup  ## the engines side by side, and what our call adds to theirs (10 minutes)
+	@$(BIN)/python -m benchmarks.engines
+
 .PHONY: bench-exact
-bench-exact: setup  ## every cut of every network over gRPC, compared bit for bit
+bench-exact: setup  ## every cut of every network on every engine over gRPC, compared bit for bit
 	@$(BIN)/python -m benchmarks.exact
 
 .PHONY: bench-overhead
@@ -111,8 +115,11 @@ bench: setup  ## every policy side by side, a balanced part of the grid; writes 
 	@$(BIN)/python -m benchmarks.comparison run balanced --output docs
 
 .PHONY: bench-quick
-bench-quick: setup  ## the same under a handful of conditions, into .cache/benchmarks/quick (5 minutes, root)
-	@$(BIN)/python -m benchmarks.comparison run quick --output .cache/benchmarks/quick
+bench-quick: setup  ## the same under a handful of conditions on two engines, into .cache/benchmarks (10 minutes, root)
+	@for engine in mindspore onnxruntime; do \
+		$(BIN)/python -m benchmarks.comparison run quick --engine $$engine --output .cache/benchmarks/quick-$$engine || exit; \
+	done
+	@$(BIN)/python -m benchmarks.comparison engines .cache/benchmarks/quick-onnxruntime .cache/benchmarks/quick-mindspore
 
 .PHONY: bench-full
 bench-full: setup  ## the same over the whole grid, into .cache/benchmarks/full; goes on where it stopped (a day, root)

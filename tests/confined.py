@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadpart_edge.workers.local.sandbox import confine
+from loadpart_common.sandbox import confine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

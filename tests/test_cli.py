@@ -208,6 +208,24 @@ def test_plan_refuses_what_is_no_state(server: Daemon, cache: Path, flag: str) -
     assert f"{flag[2:]}: expected a number above 0, got -1" in ended.stderr
 
 
+def test_accuracy_compares_every_plan_with_the_exact_engine(server: Daemon, cache: Path, photograph: Path) -> None:
+    photograph.with_name("notes.txt").write_text("no picture")
+    ended = device("accuracy", server, cache, "--images", str(photograph.parent), "--json")
+    assert ended.returncode == 0, ended.stderr
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert {row["location"] for row in rows} >= {"local", "offload"}
+    assert all((row["worst_error"], row["agreement"], row["exact"]) == (0.0, 1.0, True) for row in rows)
+    table = device("accuracy", server, cache, "--images", str(photograph))
+    assert "over 1 picture(s)" in table.stdout
+    assert "compared with toy 1, 1 thread" in table.stdout
+
+
+def test_accuracy_needs_pictures(server: Daemon, cache: Path, tmp_path: Path) -> None:
+    ended = device("accuracy", server, cache, "--images", str(tmp_path))
+    assert ended.returncode == 1
+    assert "no pictures in" in ended.stderr
+
+
 def test_decisions_are_logged_and_made_again(server: Daemon, cache: Path, photograph: Path, tmp_path: Path) -> None:
     log = tmp_path / "decisions.jsonl"
     ended = infer(server, cache, "--image", str(photograph), "--repeat", "5", "--decision-log", str(log), "--json")

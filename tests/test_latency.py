@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadpart_common.engines.base import EngineSetup
+from loadpart_common.engines.registry import ENGINES
+from loadpart_common.engines.synthetic.onnx_file import write_onnx
 from loadpart_common.errors import SettingsError
+from loadpart_common.formats.registry import format_of
 from loadpart_common.latency.anchors import Anchors
 from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.fitting import Sample, fit
@@ -135,15 +140,16 @@ def test_an_anchor_that_was_measured_on_a_busy_machine_comes_down() -> None:
 CALIBRATE = """
 import sys
 from pathlib import Path
-from loadpart_common.engines.mindspore.engine import MindSporeEngine
+from loadpart_common.engines.base import EngineSetup
+from loadpart_common.engines.registry import ENGINES
 from loadpart_common.engines.segment_cache import SegmentCache
 from loadpart_common.latency.calibration import calibrate
 from loadpart_common.latency.profile import measure_profile
 
-cache = SegmentCache(EngineSetup(MindSporeEngine, 1).start())
+cache = SegmentCache(EngineSetup(ENGINES[sys.argv[3]], 1).start())
 steps = []
-model = calibrate(cache, networks=4, on_progress=lambda done, total: steps.append((done, total)))
-assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+model = calibrate(cache, networks=5, on_progress=lambda done, total: steps.append((done, total)))
+assert steps == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 network = cache.load(Path(sys.argv[2]), "mindir")
 measured = measure_profile(cache, network, model)
 cache.close()
@@ -153,9 +159,10 @@ Path(sys.argv[1], "profile.json").write_text(measured.to_json())
 
 
 @pytest.mark.slow
-def test_a_small_sweep_and_a_profile(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["mindspore", "onnxruntime", "openvino"])
+def test_a_small_sweep_and_a_profile(exported: Path, tmp_path: Path, engine: str) -> None:
     """One network of each style is enough to fit all families that occur in the zoo."""
-    arguments = [str(tmp_path), str(exported / "tiny" / "tiny.mindir")]
+    arguments = [str(tmp_path), str(exported / "tiny" / "tiny.mindir"), engine]
     subprocess.run([sys.executable, "-W", "ignore", "-c", CALIBRATE, *arguments], check=True)
     model = LatencyModel.from_json((tmp_path / "model.json").read_text(), "model")
     assert {"convolution", "1x1 convolution", "grouped convolution", "matrix product", "pooling"} <= set(
@@ -166,3 +173,34 @@ def test_a_small_sweep_and_a_profile(exported: Path, tmp_path: Path) -> None:
     measured = Profile.from_json((tmp_path / "profile.json").read_text(), "profile")
     assert 0 in measured.tails
     assert all(0 < seconds < 1 for seconds in [*measured.heads.values(), *measured.tails.values()])
+
+
+def test_a_seed_draws_the_same_network_for_every_engine(tmp_path: Path) -> None:
+    """MindSpore's and the ONNX one: as many convolutions of the same work, and as many weights in products."""
+    with_mindspore = """
+        import sys
+        from pathlib import Path
+        from loadpart_common.engines.mindspore.zoo import export_synthetic
+        for seed in range(5):
+            export_synthetic(seed, Path(sys.argv[1]) / f"{seed}.mindir")
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(with_mindspore), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=60)
+    for seed in range(5):
+        work = []
+        for path in (tmp_path / f"{seed}.mindir", write_onnx(seed, tmp_path)):
+            model_format = format_of(path)
+            assert model_format is not None
+            with contextlib.closing(model_format.open(path)) as model:
+                layers = [layer for layer in model.graph.layers if layer.family in {"convolution", "matrix product"}]
+                work.append([(layer.flops, layer.outputs[0].concrete(1)) for layer in layers])
+        assert work[0] == work[1]
+        assert len(work[0]) > 4
+
+
+@pytest.mark.parametrize("name", ["mindspore", "onnxruntime", "openvino"])
+def test_a_latency_model_is_shipped_for_each_engine(name: str) -> None:
+    model = shipped_model(EngineSetup(ENGINES[name], 1))
+    assert model.engine.startswith(name)
+    assert model.segments > 200
+    assert model.error < 0.2

@@ -25,6 +25,7 @@ from loadpart_common.families import Family
 from loadpart_common.formats.onnx.format import Onnx
 from loadpart_common.store.model_store import ModelStore
 from loadpart_device import OffloadClient
+from tests.support import RawClient
 from tests.test_mindspore_engine import split, whole
 
 if TYPE_CHECKING:
@@ -349,6 +350,57 @@ def test_odd_files_are_refused_with_a_reason(tmp_path: Path, name: str) -> None:
     make(folder / "model.onnx")
     with pytest.raises(ModelError, match=reason):
         ModelStore(tmp_path / "store").open("odd")
+
+
+def test_a_daemon_serves_the_good_models_among_odd_ones(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for number, (make, _) in enumerate(HOSTILE.values()):
+        (store / f"odd-{number}").mkdir(parents=True)
+        make(store / f"odd-{number}" / "model.onnx")
+    image_network(store / "good" / "model.onnx")
+    with daemon("--store", str(store), "--threads", "1", stderr=subprocess.PIPE) as server:
+        with RawClient(server.target) as raw:
+            assert set(raw.models()) == {"good"}
+        server.stop()
+        assert server.process.stderr is not None
+        with server.process.stderr as stderr:
+            log = stderr.read()
+    for number in range(len(HOSTILE)):
+        assert f"odd-{number}" in log
+
+
+def test_a_model_beyond_what_a_message_can_hold_is_read(tmp_path: Path) -> None:
+    """Weights of more than 2 GB, which no library for messages parses; the file is sparse."""
+    nbytes = 9 << 28
+    rows = nbytes // 4 // 256
+
+    def field(number: int, length: int) -> bytes:
+        head, value = bytearray([number << 3 | 2]), length
+        while value >= 0x80:
+            head.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*head, value])
+
+    small = TensorProto(name="w", dims=[256, rows], data_type=TensorProto.FLOAT).SerializeToString()
+    weight_head = small + field(TensorProto.RAW_DATA_FIELD_NUMBER, nbytes)
+    path = save(
+        tmp_path / "large.onnx", [helper.make_node("MatMul", ["image", "w"], ["y"])], [tensor("image", "n", 256)],
+        [tensor("y", "n", rows)],
+    )  # fmt: skip
+    model = onnx.load(path)
+    rest = model.graph.SerializeToString()
+    model.ClearField("graph")
+    weight_field = field(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(weight_head) + nbytes) + weight_head
+    head = field(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(rest) + len(weight_field) + nbytes)
+    with path.open("wb") as file:
+        file.write(model.SerializeToString() + head + rest + weight_field)
+        file.truncate(file.tell() + nbytes)
+    graph = graph_of(path)
+    assert graph.layers[0].weight_bytes == nbytes
+    assert str(graph.output_specs[0]) == f"float32[N, {rows}]"
+    done = add(path, "--store", tmp_path / "store")
+    assert done.returncode != 0
+    assert "expected at most 2 GB" in done.stderr
 
 
 def test_an_operator_that_the_engine_lacks_is_named(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from benchmarks.daemon import daemon
+from PIL import Image
 
 from loadpart_common.engines.adoption import adopted_graph
 from loadpart_common.engines.base import EngineSetup
 from loadpart_common.engines.choice import EngineChoice
+from loadpart_common.engines.elsewhere import run_elsewhere
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_common.engines.mindspore.engine import MindSporeEngine
 from loadpart_common.engines.onnxruntime.engine import OnnxRuntimeEngine
@@ -29,8 +31,9 @@ from loadpart_common.formats.mindir.format import MindIR
 from loadpart_common.graph import Value
 from loadpart_device import OffloadClient
 from tests.networks import SERVABLE
-from tests.support import inputs_for
+from tests.support import inputs_for, run_here
 from tests.test_mindspore_engine import split, whole
+from tests.test_sandbox import pytestmark as on_recent_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,6 +228,32 @@ def test_other_engines_on_the_two_sides_agree_up_to_rounding_and_say_so(exported
             assert result.plan.location == "local"
             assert "its engine gives other bits: openvino" in result.plan.reason
             assert result.plan.exact
+
+
+@on_recent_kernels
+def test_the_process_that_adopts_is_confined(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    told = run_elsewhere("tests.elsewhere", SETUPS[0], folder, outside)
+    assert told.split() == ["done", "PermissionError", "PermissionError"]
+
+
+def test_accuracy_tells_other_engines_apart(exported: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    arguments = ("--store", str(store_with_tiny(exported, tmp_path)), "--threads", "1", "--engine", "openvino")
+    with daemon(*arguments) as server:
+        ended = run_here(
+            "loadpart-device", "accuracy", "--server", server.target, "--model", "tiny", "--engine", ENGINE,
+            "--threads", "1", "--cache", str(tmp_path / "cache"), "--images", str(tmp_path), "--json",
+        )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    rows = {row["plan"]: row for row in map(json.loads, ended.stdout.splitlines())}
+    assert rows["local"]["exact"]
+    assert rows["local"]["worst_error"] == 0
+    assert not rows["cut 0"]["exact"]
+    assert 0 < rows["cut 0"]["worst_error"] < 1e-5
+    assert rows["cut 0"]["agreement"] == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from benchmarks.comparison import grid, report, traces
 from benchmarks.comparison.grid import NETWORKS
@@ -26,13 +28,13 @@ from benchmarks.comparison.measure import (
     OUTSIDE_NICE,
     SHARES,
     START_MEGABITS,
-    Folders,
+    Means,
     device,
     measure,
     server_load,
 )
 from benchmarks.comparison.others import DEVICES_A_NETWORK
-from benchmarks.comparison.records import Results, Writer, read
+from benchmarks.comparison.records import Measured, Results, Writer, read
 from benchmarks.daemon import BIN, conditions, daemon, export_missing
 from benchmarks.testbed import SERVER_ADDRESS, link
 from loadpart_common.engines.base import EngineSetup
@@ -82,6 +84,7 @@ def run(
     which: Annotated[str, typer.Argument(help=f"the conditions: {', '.join(KINDS)}")],
     output: Annotated[Path, typer.Option(help="folder for the report; pictures and raw results go below it")],
     *,
+    engine: Annotated[str, typer.Option(help=f"engine of both sides: {', '.join(ENGINES)}")] = DEFAULT_ENGINE,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the results that are there")] = False,
 ) -> None:
     """Measures all policies under many conditions and in traces, and writes the report; needs root."""
@@ -101,6 +104,7 @@ def run(
     writer.how(
         date=datetime.now(UTC).date().isoformat(),
         machine=conditions(),
+        engine=ENGINES[engine].version(),
         conditions=f"{len(kind.conditions())} ({which})",
         rounds=f"for {kind.seconds:.0f} s, at least {LEAST_ROUNDS} and at most {MOST_ROUNDS}; all arms once in each",
         device="one core, CPU quota " + ", ".join(f"{share:.1%} ({about}x)" for about, share in SHARES.items()),
@@ -111,7 +115,7 @@ def run(
         f"{OUTSIDE_NICE}), that takes that share of its time, in slices of 50 ms; two at 200 %",
     )
     try:
-        _run(kind, wanted, courses, writer)
+        _run(kind, wanted, courses, writer, EngineSetup(ENGINES[engine], 1))
     finally:
         writer.close()
     draw(output)
@@ -124,12 +128,36 @@ def draw(output: Annotated[Path, typer.Argument(help="the folder that `run` wrot
     console.print(f"{output / report.REPORT}", soft_wrap=True)
 
 
-def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writer) -> None:
+@app.command()
+def engines(
+    output: Annotated[Path, typer.Argument(help="the folder of a run on the engine that is looked at")],
+    reference: Annotated[Path, typer.Argument(help="the folder of a run on the engine to compare it with")],
+) -> None:
+    """Compares two runs on different engines: mean latency of load-aware by condition."""
+    one, other = (read(folder / report.FOLDER / report.RESULTS) for folder in (output, reference))
+    names = [results.how["engine"] for results in (one, other)]
+    table = Table("condition", *(f"{name}, ms" for name in names), "ratio", header_style="bold")
+    before = {each.condition: _mean(each) for each in other.measured}
+    ratios = []
+    for each in one.measured:
+        if each.condition in before:
+            ratios.append(_mean(each) / before[each.condition])
+            figures = (f"{seconds * 1e3:.1f}" for seconds in (_mean(each), before[each.condition]))
+            table.add_row(str(each.condition), *figures, f"{ratios[-1]:.2f}")
+    console.print(table)
+    console.print(f"mean ratio {statistics.mean(ratios):.2f} over {len(ratios)} conditions")
+
+
+def _mean(measured: Measured) -> float:
+    return statistics.mean(sample.total for sample in measured.arms["load-aware"])
+
+
+def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writer, setup: EngineSetup) -> None:
     cores = sorted(os.sched_getaffinity(0))
     kept = Path(".cache") / "benchmarks"
-    folders = Folders(kept / "models", kept / "latency", kept / "decisions")
-    folders.decisions.mkdir(parents=True, exist_ok=True)
-    serve = ("--workers", "1", "--threads", "1", "--latency-folder", str(folders.latency))
+    means = Means(kept / "models", kept / "latency", kept / "decisions", setup)
+    means.decisions.mkdir(parents=True, exist_ok=True)
+    how = ("--engine", setup.engine.name, "--threads", "1", "--latency-folder", str(means.latency))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -139,17 +167,18 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
     )
     with contextlib.ExitStack() as stack:
         wire = stack.enter_context(link())
-        engine = ENGINES[DEFAULT_ENGINE]
-        if kind.calibrates and not Measurements(EngineSetup(engine, 1), folders.latency).model_path.exists():
-            calibrate = ("calibrate", "--threads", "1", "--latency-folder", folders.latency)
-            subprocess.run([BIN / "loadpart-edge", *calibrate], check=True)
-        server = stack.enter_context(daemon(*serve, cores={cores[-1]}, address=SERVER_ADDRESS, wrapper=wire.command()))
+        if kind.calibrates and not Measurements(setup, means.latency).model_path.exists():
+            subprocess.run([BIN / "loadpart-edge", "calibrate", *how], check=True)
+        arguments = ("--workers", "1", "--models", ",".join(NETWORKS), *how)
+        server = stack.enter_context(
+            daemon(*arguments, cores={cores[-1]}, address=SERVER_ADDRESS, wrapper=wire.command())
+        )
         load = stack.enter_context(server_load(server.target, wire.command()))
         progress = stack.enter_context(Progress(*columns, console=console, speed_estimate_period=3600))
         wire.enter_device()
         os.sched_setaffinity(0, {cores[0]})
         # Held to the end, so that all clients share one engine and its thread.
-        executor = EngineExecutor.acquire(EngineSetup(engine, 1), memory_limit_bytes=_EXECUTOR_BYTES)
+        executor = EngineExecutor.acquire(setup, memory_limit_bytes=_EXECUTOR_BYTES)
         task = progress.add_task("", total=len(wanted) + len(courses))
         done = 0
         everything: list[Condition | Trace] = [*wanted, *courses]
@@ -157,7 +186,7 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
         for (network, slow_down), group in groupby(jobs, key=lambda job: (job.network, job.slow_down)):
             progress.update(task, description=f"{network}, device {slow_down}x slower")
             wire.shape(START_MEGABITS)
-            with device(server.target, network, slow_down, folders) as slow:
+            with device(server.target, network, slow_down, means) as slow:
                 for job in group:
                     progress.update(task, description=str(job))
                     tell = partial(_advance, progress, task, done)

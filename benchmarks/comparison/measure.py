@@ -19,8 +19,6 @@ import numpy as np
 from benchmarks.comparison.grid import IDLE, NETWORKS, Load
 from benchmarks.comparison.records import Measured, Sample
 from benchmarks.testbed import slow_device
-from loadpart_common.engines.base import EngineSetup
-from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.machine import machine_name
 from loadpart_common.wire.limits import BACKLOG_WINDOW_SECONDS
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
     from benchmarks.comparison.grid import Condition
     from benchmarks.testbed import Link
+    from loadpart_common.engines.base import EngineSetup
     from loadpart_common.latency.model import LatencyModel
     from loadpart_common.tensors import Array
     from loadpart_device.edges.load import ServerLoad
@@ -128,29 +127,31 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Folders:
-    """Folders of the benchmark.
+class Means:
+    """Means of the benchmark, and the engine of both sides.
 
     Attributes:
         models: Models that devices have fetched.
         latency: The calibrated latency model of this machine.
         decisions: The policies' decision logs.
+        setup: The engine.
     """
 
     models: Path
     latency: Path
     decisions: Path
+    setup: EngineSetup
 
 
 @contextlib.contextmanager
-def device(target: str, network: str, slow_down: int, folders: Folders) -> Iterator[Device]:
+def device(target: str, network: str, slow_down: int, means: Means) -> Iterator[Device]:
     """Makes this process a slow device within the block.
 
     Args:
         target: The server.
         network: The network.
         slow_down: About how many times slower the device becomes.
-        folders: Folders of the benchmark.
+        means: Means of the benchmark.
     """
     with contextlib.ExitStack() as stack:
 
@@ -159,8 +160,9 @@ def device(target: str, network: str, slow_down: int, folders: Folders) -> Itera
                 target,
                 network,
                 policy=policy,
+                engine=means.setup.engine.name,
                 threads=1,
-                cache=folders.models,
+                cache=means.models,
                 latency_folder=latency,
                 decision_log=log,
             )
@@ -169,17 +171,16 @@ def device(target: str, network: str, slow_down: int, folders: Folders) -> Itera
                 raise RuntimeError(f"{target} could not be reached")
             return made
 
-        fixed = client("local", folders.latency)
+        fixed = client("local", means.latency)
         image = np.random.default_rng(0).integers(0, 256, fixed.graph.inputs[0].concrete(1), np.uint8)
         quick = _local_seconds(fixed, image)
         stack.enter_context(slow_device(SHARES[slow_down]))
         factor = _local_seconds(fixed, image) / quick
         latency = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        engine = ENGINES[DEFAULT_ENGINE]
-        calibrated = Measurements(EngineSetup(engine, 1), folders.latency).model()
-        Measurements(EngineSetup(engine, 1), latency).save_model(_slowed(calibrated, factor))
+        calibrated = Measurements(means.setup, means.latency).model()
+        Measurements(means.setup, latency).save_model(_slowed(calibrated, factor))
         clients = {
-            policy: client(policy, latency, folders.decisions / f"{network}-{slow_down}-{policy}.jsonl")
+            policy: client(policy, latency, means.decisions / f"{network}-{slow_down}-{policy}.jsonl")
             for policy in ADAPTIVE
         }
         whole = fixed.graph.layer_count

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from loadpart_common.engines.base import EngineSetup
     from loadpart_common.graph import Graph
 
+_MADE = "network"
+
 log = logging.getLogger(__name__)
 
 
@@ -43,23 +45,22 @@ def adopted_graph(setup: EngineSetup, graph: Graph, path: Path, format_name: str
     if folder is None:
         folder = folder_for(setup, digest)
         log.info("%s is made ready for %s, once on this machine", path, setup)
-        run_elsewhere(__spec__.name, setup, format_name, path, digest, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adopting-") as temporary:
+            run_elsewhere(__spec__.name, setup, Path(temporary), format_name, path, digest)
+            with contextlib.suppress(OSError):  # another process was quicker
+                (Path(temporary) / _MADE).rename(folder)
     return graph_in(folder, graph)
 
 
-def _adopt(setup: EngineSetup, format_name: str, path: str, digest: str, folder: str) -> None:
+def _adopt(setup: EngineSetup, folder: Path, format_name: str, path: str, digest: str) -> None:
     """What the other process does."""
-    target = Path(folder)
+    made = folder / _MADE
+    made.mkdir()
     with contextlib.closing(FORMATS[format_name].open(Path(path))) as model:
         if model.digest() != digest:
             raise ModelError(f"{path} has been changed meanwhile")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".adopting-") as temporary:
-            made = Path(temporary) / "network"
-            made.mkdir()
-            adopt_into(made, setup, model)
-            with contextlib.suppress(OSError):  # another process was quicker
-                made.rename(target)
+        adopt_into(made, setup, model)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def fastest(setups: Sequence[EngineSetup], path: Path, format_name: str, digest:
         key = f"{setup.numerics} {setup}"
         if key not in known:
             try:
-                known[key] = float(run_elsewhere(__spec__.name, setup, format_name, path, digest))
+                with tempfile.TemporaryDirectory() as folder:
+                    known[key] = float(run_elsewhere(__spec__.name, setup, Path(folder), format_name, path, digest))
             except OffloadError as error:
                 log.info("%s cannot run %s: %s", setup, path, error)
                 failures.append(error)
@@ -73,12 +74,14 @@ def _read(file: Path) -> dict[str, float]:
         return {}
 
 
-def _measure(setup: EngineSetup, format_name: str, path: str, digest: str) -> None:
+def _measure(setup: EngineSetup, folder: Path, format_name: str, path: str, digest: str) -> None:
     """What the other process does."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.closing(SegmentCache(setup.start())) as cache:
+    adopted = folder / "adopted"
+    adopted.mkdir()
+    with contextlib.closing(SegmentCache(setup.start())) as cache:
         with contextlib.closing(FORMATS[format_name].open(Path(path))) as file:
-            adopt_into(Path(folder), setup, file, trying=False)
-        model = cache.load(Path(path), format_name, digest, adopted=Path(folder))
+            adopt_into(adopted, setup, file, trying=False)
+        model = cache.load(Path(path), format_name, digest, adopted=adopted)
         whole = model.graph.head(model.graph.layer_count)
         print(idle_seconds(cache, model, whole, runs=_RUNS))
 

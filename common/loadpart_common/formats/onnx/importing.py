@@ -35,14 +35,13 @@ def write_alone(source: Path, target: Path, shapes: Mapping[str, Sequence[int]])
         SettingsError: The model has no such input, or one with other sizes.
     """
     try:
+        _check_size(source, source.stat().st_size)
         model = onnx.load(source, load_external_data=False)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"no model file at {source}") from error
     except (DecodeError, OSError) as error:
         raise ModelError(f"{source} is not an ONNX file, or it is damaged: {error}") from error
-    nbytes = source.stat().st_size + sum(path.stat().st_size for path in _files_beside(model, source))
-    if nbytes > _MOST_BYTES:
-        raise ModelError(f"{source} has {nbytes / 1e9:.1f} GB with its weights: expected at most 2 GB")
+    _check_size(source, sum(path.stat().st_size for path in (source, *_files_beside(model, source))))
     try:
         load_external_data_for_model(model, str(source.parent))
     except Exception as error:  # the package's errors have no base class of their own
@@ -50,6 +49,11 @@ def write_alone(source: Path, target: Path, shapes: Mapping[str, Sequence[int]])
     for name, sizes in shapes.items():
         _fix(model, name, sizes)
     target.write_bytes(model.SerializeToString())
+
+
+def _check_size(source: Path, nbytes: int) -> None:
+    if nbytes > _MOST_BYTES:
+        raise ModelError(f"{source} has {nbytes / 1e9:.1f} GB with its weights: expected at most 2 GB")
 
 
 def _files_beside(model: onnx.ModelProto, source: Path) -> set[Path]:

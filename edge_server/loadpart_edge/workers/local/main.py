@@ -15,8 +15,8 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from loadpart_common.logs import log_to_stderr
+from loadpart_common.sandbox import confine
 from loadpart_common.scratch import ScratchFolder
-from loadpart_edge.workers.local.sandbox import confine
 
 if TYPE_CHECKING:
     from loadpart_edge.workers.local.tail_runner import TailRunner

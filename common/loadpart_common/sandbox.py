@@ -1,4 +1,4 @@
-"""Takes from a worker process what it does not need: the network, writing files, other processes.
+"""Takes from a process that runs model files what it does not need: the network, writing files, other processes.
 
 A model file decides what the engine does, and an engine has faults. Landlock refuses writing by paths, a seccomp filter
 refuses system calls. Both hold for all later threads and children, and cannot be undone.
