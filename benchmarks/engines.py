@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -23,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import track
-from rich.table import Table
 
 from benchmarks.daemon import conditions, daemon, export_missing
 from loadpart_common.engines.adopted import adopt_into
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
 
 ROUNDS, QUICK_ROUNDS = 21, 5
 MOST_RATIO = 1.05
+_PAUSE_SECONDS = 0.03
 SETUPS = (("mindspore", EXACT), ("onnxruntime", EXACT), ("openvino", EXACT), ("openvino", "bfloat16"))
-RESULTS = Path(".cache") / "benchmarks" / "engines"
-PICTURE = Path("docs") / "engines.png"
+RESULTS = Path(".cache") / "benchmarks" / "engines.json"
+REPORT, PICTURE = Path("docs") / "engines.md", "engines.svg"
 
 console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
@@ -58,7 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}")
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="this one; may be repeated")
-    parser.add_argument("--picture", type=Path, default=PICTURE, help="where the picture goes")
+    parser.add_argument("--report", type=Path, default=REPORT, help="where the report goes, and the picture beside it")
+    parser.add_argument("--again", action="store_true", help="write the report anew from the last results")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)  # the process of one number of threads
     options = parser.parse_args()
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
@@ -66,22 +69,26 @@ def main() -> None:
     if options.part:
         print(json.dumps(measure_all(names, options.part, rounds)))
         return
-    export_missing()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    chosen = [word for name in names for word in ("--network", name)]
-    rows: list[Row] = []
-    for threads in (1, 2):
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.engines", "--part", str(threads), *chosen]
-        done = subprocess.run([*command, *(["--quick"] if options.quick else [])], stdout=subprocess.PIPE, check=True)
-        rows += json.loads(done.stdout.splitlines()[-1])
-    (RESULTS / "rows.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
-    show(rows, rounds)
-    draw(rows, options.picture)
+    if not options.again:
+        export_missing()
+        rows: list[Row] = []
+        for threads in (1, 2):
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.engines", "--part", str(threads)]
+            command += [word for name in names for word in ("--network", name)]
+            command += ["--quick"] if options.quick else []
+            rows += json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(json.dumps({"how": f"{conditions()}; medians of {rounds} rounds", "rows": rows}), "utf-8")
+    results = json.loads(RESULTS.read_text("utf-8"))
+    rows = results["rows"]
+    report(rows, results["how"], options.report)
+    draw(rows, options.report.with_name(PICTURE))
+    console.print(Markdown(options.report.read_text("utf-8")))
     worst = max(rows, key=lambda row: row["segment"] / row["bare"])
     ratio = worst["segment"] / worst["bare"]
     console.print(
         f"largest ratio of segment to bare {ratio:.3f} ({worst['network']}, {worst['engine']}, {worst['threads']} "
-        f"thread(s)), at most {MOST_RATIO} wanted; the picture is in {options.picture}"
+        f"thread(s)), at most {MOST_RATIO} wanted; the report is {options.report}"
     )
     if ratio > MOST_RATIO:
         sys.exit(1)
@@ -147,13 +154,18 @@ def engine_name(setup: EngineSetup) -> str:
 
 
 def take_turns(calls: dict[tuple[EngineSetup, str], Callable[[], object]], rounds: int) -> dict[Any, float]:
-    """Median milliseconds of each call; all of them run once a round, in an order that turns."""
+    """Median milliseconds of each call; all of them run once a round, in an order drawn anew.
+
+    Between two calls there is a pause: engines' threads keep a core busy for a while after a call, waiting for the next.
+    """
     readings: dict[Any, list[float]] = {key: [] for key in calls}
     keys = list(calls)
+    rng = random.Random(0)
     for key in keys:
         calls[key]()
-    for number in range(rounds):
-        for key in keys[number % len(keys) :] + keys[: number % len(keys)]:
+    for _ in range(rounds):
+        for key in rng.sample(keys, len(keys)):
+            time.sleep(_PAUSE_SECONDS)
             started = time.perf_counter()
             calls[key]()
             readings[key].append(time.perf_counter() - started)
@@ -240,22 +252,40 @@ def openvino_session(path: Path, setup: EngineSetup, image: Array) -> Callable[[
 SESSIONS = {"onnxruntime": onnxruntime_session, "openvino": openvino_session}
 
 
-def show(rows: list[Row], rounds: int) -> None:
-    """Prints the table."""
-    table = Table(
-        "network", "threads", "engine", "bare", "segment", "segment / bare", "daemon", "bare, share of MindSpore's",
-        title=f"milliseconds, medians of {rounds} rounds in which all take turns", header_style="bold",
-    )  # fmt: skip
-    reference = {(row["network"], row["threads"]): row["bare"] for row in rows if row["engine"] == "mindspore"}
+def report(rows: list[Row], how: str, path: Path) -> None:
+    """Writes the table."""
+    reference = {(row["network"], row["threads"]): row["segment"] for row in rows if row["engine"] == "mindspore"}
+    lines = [
+        "| network | threads | engine | bare | segment | segment / bare | offloaded | share of MindSpore's time |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in sorted(rows, key=lambda row: (row["network"], row["threads"])):
-        share = row["bare"] / reference[row["network"], row["threads"]]
-        table.add_row(
-            row["network"], str(row["threads"]), row["engine"], *(f"{row[kind]:.2f}" for kind in ("bare", "segment")),
-            f"{row['segment'] / row['bare']:.3f}", f"{row['daemon']:.2f}", f"{share:.2f}",
-            end_section=row["engine"] == rows[-1]["engine"],
-        )  # fmt: skip
-    console.print(conditions())
-    console.print(table)
+        share = row["segment"] / reference.get((row["network"], row["threads"]), row["segment"])
+        lines.append(
+            f"| {row['network']} | {row['threads']} | {row['engine']} | {row['bare']:.2f} | {row['segment']:.2f} "
+            f"| {row['segment'] / row['bare']:.3f} | {row['daemon']:.2f} | {share:.2f} |"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(TEXT.format(how=how, picture=PICTURE, table="\n".join(lines)), encoding="utf-8")
+
+
+TEXT = """# The engines side by side
+
+Milliseconds of whole networks, for one image of 8-bit pixels; `make bench-engines` writes this page.
+
+- *bare*: the engine's own session on the same model, made as its documentation says, without any of our code.
+- *segment*: our call of the whole network as a segment. Its ratio to *bare* says what being cut costs where nothing is.
+- *offloaded*: an inference that sends the image to a daemon on the same machine, which computes all of it.
+
+All calls of a network took turns, in one process for each number of threads. With one thread, that process had one core
+and the daemons had the other; with two, all had both.
+
+![Whole networks on each engine]({picture})
+
+{how}
+
+{table}
+"""
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -283,7 +313,7 @@ def draw(rows: list[Row], path: Path) -> None:
     figure.axes[0].legend(frameon=False, ncols=5, loc="upper left")
     figure.suptitle("The whole network on each engine, and offloaded to a daemon on the same machine")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from loadpart_common.errors import ModelError
 from loadpart_common.files import cache_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from loadpart_common.engines.base import EngineSetup
@@ -39,7 +40,14 @@ def folder_for(setup: EngineSetup, digest: str) -> Path:
     return cache_folder("adopted") / f"{setup.version.replace(' ', '-')}-{_FORMAT}-{setup.numerics}" / digest
 
 
-def adopt_into(folder: Path, setup: EngineSetup, model: OpenModel, *, trying: bool = True) -> None:
+def adopt_into(
+    folder: Path,
+    setup: EngineSetup,
+    model: OpenModel,
+    *,
+    trying: bool = True,
+    on_progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> None:
     """Fills an empty folder with what an engine needs of a network.
 
     Args:
@@ -48,6 +56,7 @@ def adopt_into(folder: Path, setup: EngineSetup, model: OpenModel, *, trying: bo
         model: The network.
         trying: Whether to try the cuts, where the engine does not know which are exact: this takes minutes. Otherwise
             those are taken that are likely to be.
+        on_progress: Called with the cuts that are tried and those of all.
 
     Raises:
         ModelError: The engine cannot run the network; the message names the operator.
@@ -57,7 +66,7 @@ def adopt_into(folder: Path, setup: EngineSetup, model: OpenModel, *, trying: bo
     if setup.engine.cuts_must_be_tried(setup):
         if trying:
             with contextlib.closing(setup.start()) as engine, contextlib.closing(engine.load(model, folder)) as loaded:
-                cuts = exact_cuts(loaded, graph)
+                cuts = exact_cuts(loaded, graph, on_progress)
         else:
             cuts = likely_cuts(graph)
     (folder / _CUTS).write_text(json.dumps(None if cuts is None else sorted(cuts)))

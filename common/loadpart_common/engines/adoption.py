@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +20,13 @@ from loadpart_common.errors import ModelError
 from loadpart_common.formats.registry import FORMATS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadpart_common.engines.base import EngineSetup
     from loadpart_common.graph import Graph
 
 _MADE = "network"
+_SECONDS_BETWEEN_LINES = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +52,24 @@ def adopted_graph(setup: EngineSetup, graph: Graph, path: Path, format_name: str
         log.info("%s is made ready for %s, once on this machine", path, setup)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adopting-") as temporary:
-            run_elsewhere(__spec__.name, setup, Path(temporary), format_name, path, digest)
+            tell = partial(log.info, "%s: %s", path)
+            run_elsewhere(__spec__.name, setup, Path(temporary), format_name, path, digest, on_line=_seldom(tell))
             with contextlib.suppress(OSError):  # another process was quicker
                 (Path(temporary) / _MADE).rename(folder)
     return graph_in(folder, graph)
+
+
+def _seldom(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells what is worth a line of a log: not the first seconds, then one line in a while."""
+    told = time.monotonic()
+
+    def maybe(line: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            tell(line)
+
+    return maybe
 
 
 def _adopt(setup: EngineSetup, folder: Path, format_name: str, path: str, digest: str) -> None:
@@ -60,7 +79,9 @@ def _adopt(setup: EngineSetup, folder: Path, format_name: str, path: str, digest
     with contextlib.closing(FORMATS[format_name].open(Path(path))) as model:
         if model.digest() != digest:
             raise ModelError(f"{path} has been changed meanwhile")
-        adopt_into(made, setup, model)
+        adopt_into(
+            made, setup, model, on_progress=lambda done, total: print(f"{done} of {total} cuts tried", flush=True)
+        )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ confined as far as the machine allows it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +21,18 @@ from loadpart_common.errors import ModelError, OffloadError
 from loadpart_common.sandbox import confine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-_LONGEST_SECONDS = 900.0
+_LONGEST_SECONDS = 3600.0
 
 
-def run_elsewhere(module: str, setup: EngineSetup, folder: Path, *arguments: object) -> str:
+def run_elsewhere(
+    module: str,
+    setup: EngineSetup,
+    folder: Path,
+    *arguments: object,
+    on_line: Callable[[str], None] = lambda _line: None,
+) -> str:
     """Runs a module of this package that calls `serve`.
 
     Args:
@@ -31,6 +40,7 @@ def run_elsewhere(module: str, setup: EngineSetup, folder: Path, *arguments: obj
         setup: The engine.
         folder: Where it may write files.
         arguments: What else it is told, as strings.
+        on_line: Called with each line that it prints.
 
     Returns:
         What it printed.
@@ -45,16 +55,35 @@ def run_elsewhere(module: str, setup: EngineSetup, folder: Path, *arguments: obj
         "TMPDIR": str(folder),
         "OPENBLAS_NUM_THREADS": "1",  # threads that run before it is confined would not be
     }
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True, env=environment) as process,
+        _ended(process, _LONGEST_SECONDS),
+    ):
+        lines = []
+        for line in process.stdout or ():
+            lines.append(line)
+            on_line(line.rstrip())
+        if process.wait():
+            complaints.seek(0)
+            ended = (
+                f"the engine {setup.engine.name} cannot take the model in: its process ended with {process.returncode}"
+            )
+            raise ModelError((complaints.read().strip().splitlines() or [ended])[-1])
+    return "".join(lines)
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[str], seconds: float) -> Iterator[None]:
+    """Kills a process after a while, and at the end of the block."""
+    clock = threading.Timer(seconds, process.kill)
+    clock.daemon = True
+    clock.start()
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_LONGEST_SECONDS, check=False, env=environment
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModelError(f"the engine {setup.engine.name} cannot take the model in: {error}") from error
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
-        raise ModelError(lines[-1])
-    return done.stdout
+        yield
+    finally:
+        clock.cancel()
+        process.kill()
 
 
 def serve(function: Callable[..., None]) -> None:

@@ -10,6 +10,8 @@ from loadpart_common.engines.inputs import random_inputs
 from loadpart_common.errors import ModelError, OffloadError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadpart_common.engines.base import LoadedModel
     from loadpart_common.graph import Graph, Segment, Value
     from loadpart_common.tensors import Array
@@ -21,11 +23,18 @@ _CHEAP = 0.002
 """Share of a network's operations that makes no difference to where it is cut."""
 
 
-def exact_cuts(loaded: LoadedModel, graph: Graph) -> list[int]:
+def exact_cuts(
+    loaded: LoadedModel, graph: Graph, on_progress: Callable[[int, int], None] = lambda _done, _all: None
+) -> list[int]:
     """The cuts at which head and tail together give the same bits as the whole network, for random inputs.
 
     Which operators an engine fuses and how it lays out their results depends on shapes, not on numbers, so a difference
     shows with any input that reaches the last layers.
+
+    Args:
+        loaded: The network in the engine.
+        graph: The network.
+        on_progress: Called with the cuts that are tried and those of all.
 
     Raises:
         ModelError: The engine cannot run the network.
@@ -37,7 +46,9 @@ def exact_cuts(loaded: LoadedModel, graph: Graph) -> list[int]:
     ]
     expected = [_run(loaded, graph, whole, given) for given in inputs]
     exact = []
-    for index in likely_cuts(graph):
+    likely = likely_cuts(graph)
+    for number, index in enumerate(likely):
+        on_progress(number, len(likely))
         try:
             if all(_is_exact(loaded, graph, index, *each) for each in zip(inputs, expected, strict=True)):
                 exact.append(index)
