@@ -2,9 +2,9 @@
 
 "bare" is the engine's own session on the same model, made as its documentation says, without any of the project's code;
 "segment" is the project's call of the whole network as a segment; their ratio says what cutting costs where nothing is
-cut. "daemon" is an inference that is offloaded whole: the image crosses, and the answer comes back. All calls of a
-network take turns, in one process for each number of threads; with one thread, the device's process has one core and
-the daemons have the other.
+cut. "offloaded" is an inference that a daemon computes whole: the image crosses, and the answer comes back. The calls
+of a network take turns, in one process for each number of threads; with one thread, the device's process has one core
+and the daemons have the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from rich.console import Console
@@ -54,6 +54,7 @@ REPORT, PICTURE = Path("docs") / "engines.md", "engines.svg"
 console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 Row = dict[str, Any]
+Calls: TypeAlias = "dict[tuple[EngineSetup, str], Callable[[], object]]"
 
 
 def main() -> None:
@@ -99,44 +100,53 @@ def measure_all(names: list[str], threads: int, rounds: int) -> list[Row]:
     cores = sorted(os.sched_getaffinity(0))
     mine, theirs = ({cores[0]}, {cores[-1]}) if threads == 1 else (set(cores), set(cores))
     os.sched_setaffinity(0, mine)
-    store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
     setups = [EngineSetup(ENGINES[name], threads, precision) for name, precision in SETUPS if offered(name, precision)]
-    rows: list[Row] = []
+    caches = {setup: SegmentCache(setup.start(mine), memory_limit_bytes=1 << 30) for setup in setups}
+    rows: dict[tuple[str, EngineSetup], Row] = {
+        (name, setup): {"network": name, "engine": engine_name(setup), "threads": threads}
+        for name in names
+        for setup in setups
+    }
+    store = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"]))
+    for name in followed(names, f"{threads} thread(s), alone"):
+        stored = store.open(name)
+        image = np.random.default_rng(0).integers(0, 256, stored.graph.inputs[0].concrete(1), np.uint8)
+        with contextlib.ExitStack() as stack:
+            calls: Calls = {}
+            for setup in setups:
+                calls[setup, "bare"] = bare(setup, stored, image)
+                calls[setup, "segment"] = stack.enter_context(segment(caches[setup], stored, image))
+            for (setup, kind), milliseconds in take_turns(calls, rounds).items():
+                rows[name, setup][kind] = milliseconds
+    for cache in caches.values():
+        cache.close()
+    # Only now: idle daemons compute a little from time to time, to know how quick they are.
     with contextlib.ExitStack() as stack:
-        cache_folder = stack.enter_context(tempfile.TemporaryDirectory())
-        caches = {setup: SegmentCache(setup.start(mine), memory_limit_bytes=1 << 30) for setup in setups}
-        targets = {
-            setup: stack.enter_context(
-                daemon(
-                    "--engine", setup.engine.name, "--precision", setup.precision, "--threads", str(threads),
-                    "--models", ",".join(names), cores=theirs, stderr=subprocess.DEVNULL,
-                )
-            ).target
-            for setup in setups
-        }  # fmt: skip
-        description = f"{threads} thread(s)"
-        for name in track(names, description=description, console=Console(stderr=True), transient=True):
-            stored = store.open(name)
-            image = np.random.default_rng(0).integers(0, 256, stored.graph.inputs[0].concrete(1), np.uint8)
-            with contextlib.ExitStack() as calls_end:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        targets = {setup: stack.enter_context(served(setup, names, theirs)) for setup in setups}
+        for name in followed(names, f"{threads} thread(s), offloaded"):
+            image = np.random.default_rng(0).integers(0, 256, store.open(name).graph.inputs[0].concrete(1), np.uint8)
+            with contextlib.ExitStack() as clients:
                 calls = {
-                    (setup, kind): call
-                    for setup in setups
-                    for kind, call in {
-                        "bare": bare(setup, stored, image),
-                        "segment": calls_end.enter_context(segment(caches[setup], stored, image)),
-                        "daemon": calls_end.enter_context(offloaded(targets[setup], name, image, cache_folder)),
-                    }.items()
+                    (setup, "offloaded"): clients.enter_context(offloaded(target, name, image, folder))
+                    for setup, target in targets.items()
                 }
-                milliseconds = take_turns(calls, rounds)
-            rows += [
-                {"network": name, "engine": engine_name(setup), "threads": threads}
-                | {kind: milliseconds[setup, kind] for kind in ("bare", "segment", "daemon")}
-                for setup in setups
-            ]
-        for cache in caches.values():
-            cache.close()
-    return rows
+                for (setup, kind), milliseconds in take_turns(calls, rounds).items():
+                    rows[name, setup][kind] = milliseconds
+    return list(rows.values())
+
+
+def followed(names: list[str], what: str) -> Iterator[str]:
+    """The names, with a progress bar."""
+    yield from track(names, description=what, console=Console(stderr=True), transient=True)
+
+
+@contextlib.contextmanager
+def served(setup: EngineSetup, names: list[str], cores: set[int]) -> Iterator[str]:
+    """A daemon on some cores; gives its address."""
+    arguments = ("--engine", setup.engine.name, "--precision", setup.precision, "--threads", str(setup.threads))
+    with daemon(*arguments, "--models", ",".join(names), cores=cores, stderr=subprocess.DEVNULL) as running:
+        yield running.target
 
 
 def offered(name: str, precision: str) -> bool:
@@ -153,12 +163,13 @@ def engine_name(setup: EngineSetup) -> str:
     return setup.engine.name if setup.precision == EXACT else f"{setup.engine.name} {setup.precision}"
 
 
-def take_turns(calls: dict[tuple[EngineSetup, str], Callable[[], object]], rounds: int) -> dict[Any, float]:
+def take_turns(calls: Calls, rounds: int) -> dict[tuple[EngineSetup, str], float]:
     """Median milliseconds of each call; all of them run once a round, in an order drawn anew.
 
-    Between two calls there is a pause: engines' threads keep a core busy for a while after a call, waiting for the next.
+    Between two turns there is a pause: threads of engines keep a core busy for a while after a call. A turn has two
+    calls, of which the second one counts: after the pause, the system may wake two threads on one core.
     """
-    readings: dict[Any, list[float]] = {key: [] for key in calls}
+    readings: dict[tuple[EngineSetup, str], list[float]] = {key: [] for key in calls}
     keys = list(calls)
     rng = random.Random(0)
     for key in keys:
@@ -166,6 +177,7 @@ def take_turns(calls: dict[tuple[EngineSetup, str], Callable[[], object]], round
     for _ in range(rounds):
         for key in rng.sample(keys, len(keys)):
             time.sleep(_PAUSE_SECONDS)
+            calls[key]()
             started = time.perf_counter()
             calls[key]()
             readings[key].append(time.perf_counter() - started)
@@ -263,7 +275,7 @@ def report(rows: list[Row], how: str, path: Path) -> None:
         share = row["segment"] / reference.get((row["network"], row["threads"]), row["segment"])
         lines.append(
             f"| {row['network']} | {row['threads']} | {row['engine']} | {row['bare']:.2f} | {row['segment']:.2f} "
-            f"| {row['segment'] / row['bare']:.3f} | {row['daemon']:.2f} | {share:.2f} |"
+            f"| {row['segment'] / row['bare']:.3f} | {row['offloaded']:.2f} | {share:.2f} |"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(TEXT.format(how=how, picture=PICTURE, table="\n".join(lines)), encoding="utf-8")
@@ -277,8 +289,8 @@ Milliseconds of whole networks, for one image of 8-bit pixels; `make bench-engin
 - *segment*: our call of the whole network as a segment. Its ratio to *bare* says what being cut costs where nothing is.
 - *offloaded*: an inference that sends the image to a daemon on the same machine, which computes all of it.
 
-All calls of a network took turns, in one process for each number of threads. With one thread, that process had one core
-and the daemons had the other; with two, all had both.
+The calls of a network took turns, in one process for each number of threads; daemons were started when all networks had
+been run without them. With one thread, that process had one core and the daemons had the other; with two, all had both.
 
 ![Whole networks on each engine]({picture})
 
@@ -304,7 +316,7 @@ def draw(rows: list[Row], path: Path) -> None:
             heights = [row["segment"] for row in chosen]
             bars = axes.bar(where, heights, width, color=colours[engine], label=engine)
             axes.bar_label(bars, [f"{height:.0f}" if height >= 10 else f"{height:.1f}" for height in heights], size=7)
-            daemons = [row["daemon"] for row in chosen]
+            daemons = [row["offloaded"] for row in chosen]
             axes.plot(where, daemons, "k_", markersize=9, label="offloaded whole" if place == 0 else None)
         axes.set_ylabel(f"ms, {threads} thread{'s' if threads > 1 else ''}")
         axes.set_yscale("log")
