@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import threading
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from loadpart_common.errors import SettingsError
 from loadpart_common.formats.mindir.file import ModelFile
 from loadpart_common.graph import Value
 from tests.networks import SERVABLE
-from tests.support import inputs_for
+from tests.support import code, inputs_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,12 @@ def test_head_then_tail_is_the_whole_to_the_last_bit(
         cache.unload(model)
 
     executor.run(check)
+
+
+def test_children_of_a_process_with_mindspore_keep_the_fast_runtime_of_protobuf(executor: EngineExecutor) -> None:
+    program = code("from google.protobuf.internal import api_implementation; print(api_implementation.Type())")
+    ended = executor.run(lambda _: subprocess.run(program, capture_output=True, text=True, check=True))
+    assert ended.stdout == "upb\n"
 
 
 def test_the_whole_is_what_mindspore_computes_from_the_file(executor: EngineExecutor, exported: Path) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +17,7 @@ from loadpart_common.protobuf_fields import encode_varint, field_prefix
 from loadpart_common.tensors import DTYPES, TensorSpec, check_arrays
 from loadpart_common.text import printable
 from loadpart_common.wire.framing import check, decode, read_message, with_tensors
+from tests.support import code
 
 RAW = CODECS["raw"]
 
@@ -90,6 +95,25 @@ def test_a_damaged_request_is_what_protobuf_reads_or_a_request_error(seed: int) 
     assert [array.tobytes() for array in back] == [tensor.data for tensor in expected.tensors]
     expected.ClearField("tensors")
     assert message == expected
+
+
+def test_text_that_is_no_text_is_a_request_error_in_any_runtime_of_protobuf() -> None:
+    """The runtime in Python, which some platforms have, raises an error of its own for it."""
+    program = """
+        from google.protobuf.internal import api_implementation
+        from loadpart.v1 import offload_pb2
+        from loadpart_common.errors import RequestError
+        from loadpart_common.wire.framing import parse, read_message
+        for read in (parse, read_message):
+            try:
+                read(offload_pb2.InferRequest, bytes([0x0A, 1, 0x95]))
+            except RequestError as error:
+                print(api_implementation.Type(), error)
+    """
+    for runtime in ("python", "upb"):
+        with mock.patch.dict(os.environ, PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=runtime):
+            lines = subprocess.check_output(code(program), text=True).splitlines()
+        assert [line.startswith(f"{runtime} the bytes are not a message") for line in lines] == [True, True]
 
 
 def test_transposed_arrays_are_sent_as_they_look() -> None:

@@ -1,4 +1,4 @@
-"""Walks over the fields of protobuf messages; parsing a whole message would copy its large fields.
+"""Parses protobuf messages, and walks over their fields where parsing a whole message would copy its large fields.
 
 A message is a sequence of fields, each a key (number and kind of value) and a value; see
 https://protobuf.dev/programming-guides/encoding.
@@ -6,10 +6,14 @@ https://protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+M = TypeVar("M", bound=Message)
 
 _LENGTH_DELIMITED = 2
 _MOST_FIELDS = 1_000_000  # walking over so many takes about a second
@@ -17,6 +21,29 @@ _MOST_FIELDS = 1_000_000  # walking over so many takes about a second
 
 class WireError(Exception):
     """The bytes are not a protobuf message."""
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """Parses a message.
+
+    Raises:
+        WireError: The bytes are no such message.
+    """
+    message = kind()
+    merge(message, data)
+    return message
+
+
+def merge(message: Message, data: bytes) -> None:
+    """Parses some fields of a message into it.
+
+    Raises:
+        WireError: The bytes are no such fields.
+    """
+    try:
+        message.MergeFromString(data)
+    except (DecodeError, UnicodeDecodeError) as error:  # the latter by protobuf's runtime in Python, for text
+        raise WireError(str(error)) from error
 
 
 def fields(view: memoryview, position: int, end: int, most: int = _MOST_FIELDS) -> Iterator[tuple[int, int, int, int]]:

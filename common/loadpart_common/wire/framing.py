@@ -10,9 +10,10 @@ import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from loadpart.v1 import offload_pb2
+from loadpart_common import protobuf_fields
 from loadpart_common.errors import InputError, RequestError
 from loadpart_common.protobuf_fields import WireError, field_prefix, fields
 from loadpart_common.tensors import DTYPES
@@ -63,8 +64,8 @@ def parse(kind: type[M], data: bytes) -> M:
         RequestError: The bytes are no such message.
     """
     try:
-        return kind.FromString(data)
-    except DecodeError as error:
+        return protobuf_fields.parse(kind, data)
+    except WireError as error:
         raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}") from error
 
 
@@ -167,8 +168,8 @@ class _Layout(NamedTuple):
                 return None
             position = end
         try:
-            message = kind.FromString(bytes(data[: self.head_bytes]))
-        except DecodeError:
+            message = protobuf_fields.parse(kind, bytes(data[: self.head_bytes]))
+        except WireError:
             return None
         return None if message.tensors else message  # type: ignore[attr-defined]
 
@@ -195,8 +196,8 @@ def _read_layout(kind: type[M], data: bytes | bytearray) -> tuple[M, _Layout]:
                 rest.append(view[start:end])
         _check_at_most("tensors", len(tensors), _MOST_TENSORS)
         _check_at_most("bytes besides tensors", sum(map(len, rest)), _MOST_OTHER_BYTES)
-        message = kind.FromString(b"".join(rest))
-    except (WireError, DecodeError) as error:
+        message = protobuf_fields.parse(kind, b"".join(rest))
+    except WireError as error:
         raise RequestError(f"the bytes are not a message {kind.DESCRIPTOR.full_name}: {error}") from error
     layout = _Layout(first_tensor, [])
     position = first_tensor
@@ -225,7 +226,7 @@ def _read_tensor(view: memoryview, start: int, end: int) -> tuple[offload_pb2.Te
         else:
             rest.append(view[field_start:field_end])
     _check_at_most("bytes of a shape", sum(map(len, rest)), _MOST_SHAPE_BYTES)
-    return offload_pb2.Tensor.FromString(b"".join(rest)), data_start, data_end
+    return protobuf_fields.parse(offload_pb2.Tensor, b"".join(rest)), data_start, data_end
 
 
 def _element_type_and_shape(index: int, tensor: offload_pb2.Tensor) -> tuple[np.dtype[Any], tuple[int, ...]]:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from loadpart.mindir.v1 import mindir_pb2
 from loadpart_common.errors import ModelError
 from loadpart_common.formats.mapped_file import MappedFile
 from loadpart_common.formats.mindir.dtypes import DTYPE_BY_NUMBER
-from loadpart_common.protobuf_fields import WireError, fields
+from loadpart_common.protobuf_fields import WireError, fields, merge
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +54,7 @@ class ModelFile(MappedFile):
         self.weights: dict[str, Weight] = {}
         try:
             self._parse()
-        except (DecodeError, WireError) as error:
+        except WireError as error:
             self.close()
             raise ModelError(f"{path} is not a MindIR file, or it is damaged: {error}") from error
         if not self.structure.graph.node:
@@ -81,14 +80,14 @@ class ModelFile(MappedFile):
                 if number == _MODEL_GRAPH:
                     self._parse_graph(view, value, end)
                 else:
-                    self.structure.MergeFromString(bytes(view[start:end]))
+                    merge(self.structure, bytes(view[start:end]))
 
     def _parse_graph(self, view: memoryview, start: int, end: int) -> None:
         for number, field_start, value, field_end in fields(view, start, end):
             if number == _GRAPH_PARAMETER:
                 self._parse_parameter(view, value, field_end)
             else:
-                self.structure.graph.MergeFromString(bytes(view[field_start:field_end]))
+                merge(self.structure.graph, bytes(view[field_start:field_end]))
 
     def _parse_parameter(self, view: memoryview, start: int, end: int) -> None:
         tensor = self.structure.graph.parameter.add()
@@ -97,7 +96,7 @@ class ModelFile(MappedFile):
             if number == _TENSOR_RAW_DATA:
                 where = (value, field_end)
             else:
-                tensor.MergeFromString(bytes(view[field_start:field_end]))
+                merge(tensor, bytes(view[field_start:field_end]))
         if tensor.HasField("external_data"):
             raise ModelError(
                 f"{self.path}: weight {tensor.name!r} is kept in another file; export a model with its weights inside"

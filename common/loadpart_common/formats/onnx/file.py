@@ -6,13 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from loadpart_common.errors import ModelError
 from loadpart_common.formats.mapped_file import MappedFile
 from loadpart_common.formats.onnx_program import leave_in_file, place_in_file
-from loadpart_common.protobuf_fields import WireError, fields
+from loadpart_common.protobuf_fields import WireError, fields, merge
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +43,7 @@ class OnnxFile(MappedFile):
         try:
             self._parse()
             self._check()
-        except (DecodeError, WireError) as error:
+        except WireError as error:
             self.close()
             raise ModelError(f"{path} is not an ONNX file, or it is damaged: {error}") from error
         except ModelError:
@@ -55,13 +54,13 @@ class OnnxFile(MappedFile):
         with memoryview(self._map) as view:
             for number, start, value, end in fields(view, 0, len(view)):
                 if number != _MODEL_GRAPH:
-                    self.structure.MergeFromString(bytes(view[start:end]))
+                    merge(self.structure, bytes(view[start:end]))
                     continue
                 for inner, inner_start, inner_value, inner_end in fields(view, value, end):
                     if inner == _GRAPH_INITIALIZER:
                         self._parse_weight(view, inner_value, inner_end)
                     else:
-                        self.structure.graph.MergeFromString(bytes(view[inner_start:inner_end]))
+                        merge(self.structure.graph, bytes(view[inner_start:inner_end]))
 
     def _parse_weight(self, view: memoryview, start: int, end: int) -> None:
         tensor = self.structure.graph.initializer.add()
@@ -69,7 +68,7 @@ class OnnxFile(MappedFile):
             if number == _TENSOR_RAW_DATA and field_end - value > _SMALL_BYTES:
                 leave_in_file(tensor, self.path.name, value, field_end - value)
             else:
-                tensor.MergeFromString(bytes(view[field_start:field_end]))
+                merge(tensor, bytes(view[field_start:field_end]))
 
     def _check(self) -> None:
         """Refuses what is no network, comes from the future, or has weights outside of the file.

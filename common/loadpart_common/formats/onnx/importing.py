@@ -39,7 +39,7 @@ def write_alone(source: Path, target: Path, shapes: Mapping[str, Sequence[int]])
         model = onnx.load(source, load_external_data=False)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"no model file at {source}") from error
-    except (DecodeError, OSError) as error:
+    except (DecodeError, UnicodeDecodeError, OSError) as error:
         raise ModelError(f"{source} is not an ONNX file, or it is damaged: {error}") from error
     _check_size(source, sum(path.stat().st_size for path in (source, *_files_beside(model, source))))
     try:
