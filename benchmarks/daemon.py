@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loadpart_common.wire.endpoint import is_loopback
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -56,12 +58,15 @@ def daemon(
         arguments: Further arguments.
         cores: Cores that it may use; all by default.
         stderr: Where its log goes, as for `subprocess.Popen`.
-        address: Address where it listens.
+        address: Address where it listens; to another one than loopback it is open, as in a namespace it may be.
         wrapper: A command prefix that runs the daemon, such as in another network namespace.
     """
     started = time.monotonic()
+    listen = ["--listen", f"{address}:0"]
+    if not is_loopback(listen[-1]):
+        listen.append("--insecure")
     process = subprocess.Popen(
-        [*wrapper, str(BIN / "loadpart-edge"), "serve", "--listen", f"{address}:0", *arguments],
+        [*wrapper, str(BIN / "loadpart-edge"), "serve", *listen, *arguments],
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
