@@ -165,6 +165,7 @@ def device(target: str, network: str, slow_down: int, means: Means) -> Iterator[
                 cache=means.models,
                 latency_folder=latency,
                 decision_log=log,
+                hedge=False,  # which would turn some inferences of every arm into others
             )
             stack.enter_context(made)
             if not made.wait_ready():
