@@ -34,6 +34,7 @@ class FakeWorker:
         self.cancelled: list[Job] = []
         self.is_closed = False
         self.refusal: OffloadError | None = None
+        self.starved = 0.0
 
     def run(self, job: Job, on_outcome: OnOutcome) -> None:
         if self.refusal is not None:
@@ -51,6 +52,9 @@ class FakeWorker:
 
     def cancel(self, job: Job) -> None:
         self.cancelled.append(job)
+
+    def starved_seconds(self) -> float:
+        return self.starved
 
     def kill(self) -> None:
         if not self.lost.done():

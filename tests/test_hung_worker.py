@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from loadpart.v1 import offload_pb2
 from loadpart_common.errors import UnavailableError
 from loadpart_device import OffloadClient
+from loadpart_edge.workers.local.process import waited_seconds
 from tests.support import RawClient, eventually, inputs_for, metric
 
 if TYPE_CHECKING:
@@ -149,3 +152,16 @@ def test_a_worker_that_hangs_while_it_is_idle_is_found(idle: tuple[Daemon, psuti
     eventually(lambda: worker not in workers(server), "its end", 8)
     eventually(lambda: len(workers(server)) == 1, "another one", 5)
     assert workers(server)[0].status() != psutil.STATUS_STOPPED
+
+
+def test_the_kernel_tells_how_long_threads_wait_for_a_core() -> None:
+    core = min(os.sched_getaffinity(0))
+    spin = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"]
+    crowd = [subprocess.Popen(spin) for _ in range(3)]
+    try:
+        eventually(lambda: max(waited_seconds(crowd[0].pid).values()) > 0.1, "waiting for a core counts")
+    finally:
+        for process in crowd:
+            process.kill()
+            process.wait()
+    assert waited_seconds(crowd[0].pid) == {}, "it has ended"

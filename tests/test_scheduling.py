@@ -118,6 +118,25 @@ def test_jobs_go_to_idle_workers_and_outcomes_to_who_waits() -> None:
     run(test())
 
 
+def test_a_worker_that_has_no_core_gets_more_time_and_one_that_has_does_not() -> None:
+    async def test() -> None:
+        bench = Bench()
+        bench.fill()
+        bench.submit(1)
+        (seat,), (worker,) = bench.dispatcher.seats, bench.workers
+        due = seat.due_at
+        assert due is not None
+        worker.starved = 10.0
+        assert bench.dispatcher.kill_hung(due - 0.1, 0.25) == []
+        assert seat.due_at == due, "what it waited for before this job does not count"
+        worker.starved = 0.2
+        assert bench.dispatcher.kill_hung(due + 0.15, 0.25) == []
+        worker.starved = 0.0
+        assert bench.dispatcher.kill_hung(due + 0.25, 0.25) == [worker]
+
+    run(test())
+
+
 def test_a_worker_takes_as_many_jobs_as_its_capacity() -> None:
     async def test() -> None:
         bench = Bench(capacity=3)

@@ -130,12 +130,17 @@ class Dispatcher:
         self.dispatch()
         self.on_change()
 
-    def kill_hung(self, now: float) -> list[Worker]:
+    def kill_hung(self, now: float, since_seconds: float = 0.0) -> list[Worker]:
         """Ends the workers that should long have answered, and gives them.
+
+        A worker gets as much more time as it wanted a core and had none: a busy machine is not a worker that hangs.
 
         Args:
             now: Time on the clock `time.perf_counter`.
+            since_seconds: Seconds since it was last looked for them.
         """
+        for seat in self.seats:
+            seat.grant_starved_time(since_seconds)
         hung = [
             seat.worker
             for seat in self.seats

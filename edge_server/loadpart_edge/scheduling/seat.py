@@ -38,6 +38,7 @@ class Seat:
         self.preparations = deque(preparations)
         self.built: set[Tail] = set()
         self.due_at: float | None = None
+        self._seen_due_at: float | None = None  # at the last look
 
     @property
     def is_idle(self) -> bool:
@@ -56,6 +57,19 @@ class Seat:
     def expect(self, seconds: float) -> None:
         """Notes that the worker has begun something that it must have done after so many seconds."""
         self.due_at = time.perf_counter() + seconds
+
+    def grant_starved_time(self, since_seconds: float) -> None:
+        """Gives the worker as much more time as it lacked a core, if it does the same as at the last look.
+
+        Args:
+            since_seconds: Seconds since the last look.
+        """
+        if self.worker is None or self.due_at is None:
+            self._seen_due_at = None
+            return
+        if self.due_at == self._seen_due_at:
+            self.due_at += min(self.worker.starved_seconds(), since_seconds)
+        self._seen_due_at = self.due_at
 
     def take_preparation(self, wanted: Iterable[Tail]) -> Preparation:
         """The next tail that it builds: one that a job waits for, or else the next in line."""

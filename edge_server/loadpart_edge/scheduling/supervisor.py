@@ -129,7 +129,7 @@ class Supervisor:
             late = now - before - _LOOK_SECONDS
             if late > _STOOD_STILL_SECONDS:
                 self._dispatcher.delay(late)
-            for worker in self._dispatcher.kill_hung(now):
+            for worker in self._dispatcher.kill_hung(now, now - before):
                 log.error("worker %s hangs and is ended", worker.label)
 
 

@@ -128,6 +128,9 @@ class Worker(Protocol):
     def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
         """Has the worker build a tail and time it."""
 
+    def starved_seconds(self) -> float:
+        """Seconds since it was last asked in which the worker wanted a core and had none; 0 where nobody knows."""
+
     def kill(self) -> None:
         """Ends the worker at once, whatever it does; `lost` is done soon after."""
 

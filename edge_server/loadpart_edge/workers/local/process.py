@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadpart_common.scratch import remove_abandoned
@@ -60,6 +61,7 @@ class WorkerProcess:
         self._slot = slot
         self._find_model = find_model
         self._on_answer: Callable[[Any], None] | None = None
+        self._waited: dict[str, float] = {}
         asyncio.get_running_loop().add_reader(connection, self._on_readable)
 
     @property
@@ -99,6 +101,15 @@ class WorkerProcess:
 
         cut, batch, runs = preparation.plan.cut, preparation.batch, preparation.runs
         self._send(PrepareTail(*_order(model), cut, batch, runs), on_answer)
+
+    def starved_seconds(self) -> float:
+        """See `Worker.starved_seconds`: of its threads the one counts that waited longest.
+
+        The kernel counts for each thread how long it was ready to run while others ran (Documentation/scheduler/
+        sched-stats).
+        """
+        before, self._waited = self._waited, waited_seconds(self.pid)
+        return max((seconds - before.get(thread, 0.0) for thread, seconds in self._waited.items()), default=0.0)
 
     def kill(self) -> None:
         """See `Worker.kill`."""
@@ -147,6 +158,15 @@ class WorkerProcess:
 
     def _stop_reading(self) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
+
+
+def waited_seconds(pid: int) -> dict[str, float]:
+    """Seconds that each thread of a process has waited for a core so far; none where the kernel does not count them."""
+    waited = {}
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # the thread has ended meanwhile
+            waited[path.parent.name] = int(path.read_text().split()[1]) * 1e-9
+    return waited
 
 
 def _order(model: RunnableModel) -> tuple[str, str, str, str, str, str]:
