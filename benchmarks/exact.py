@@ -33,7 +33,7 @@ from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.engines.registry import ENGINES
 from loadpart_common.graph import Value
-from loadpart_common.planning.plan import local_plan, plan_at
+from loadpart_common.planning.plan import plan_at
 from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import Endpoint
@@ -140,7 +140,7 @@ def compare(
     graph = stored.graph
     local = LocalRuntime(stored, setup, memory_limit_bytes=MEMORY)
     inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph, COFFEE))}
-    expected, _ = local.head(local_plan(graph), inputs, 1)
+    expected, _ = local.head(graph.layer_count, inputs, 1)
     wrong = 0
 
     def remote(cut: int, values: dict[Value, Array]) -> bool:
@@ -156,7 +156,7 @@ def compare(
         for cut in cuts:
             values = dict(inputs)
             if cut > 0:
-                values.update(local.head(plan_at(graph, cut), inputs, 1)[0])
+                values.update(local.head(cut, inputs, 1)[0])
             if cut < graph.layer_count:
                 answers.append(pool.submit(remote, cut, values))
             else:
@@ -194,7 +194,7 @@ def run_whole(engine: str, stored: StoredModel, photographs: Sequence[Path]) -> 
     outputs = []
     for photograph in photographs:
         inputs = {Value(-1, index): array for index, array in enumerate(inputs_of(graph, photograph))}
-        values, _ = local.head(local_plan(graph), inputs, 1)
+        values, _ = local.head(graph.layer_count, inputs, 1)
         outputs.append(values[graph.outputs[0]].astype(np.float64))
     local.close()
     return outputs

@@ -205,8 +205,8 @@ def worker() -> Target:
     from loadpart_edge.workers.local.messages import Failed, TailPrepared, TailRan, decode_answer, encode_answer
 
     answers = (
-        TailRan(10, 0.1, 0.0, ()),
-        TailRan(10, 0.1, 0.0, (("0" * 64, 1, 2),)),
+        TailRan(10, 0.1, 0.0, 0.0, ()),
+        TailRan(10, 0.1, 0.0, 0.0, (("0" * 64, 1, 2),)),
         TailPrepared(0.1, 1 << 30, ()),
         Failed("INPUT", "text"),
     )

@@ -34,7 +34,6 @@ from benchmarks.echo import echo
 from loadpart_common.engines.choice import EngineChoice
 from loadpart_common.engines.mindspore.zoo import NETWORKS
 from loadpart_common.graph import Value
-from loadpart_common.planning.plan import plan_at
 from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device import OffloadClient
@@ -112,11 +111,10 @@ def bare_head(server: Connection, name: str, cache: Path, cut: int, image: Array
     found = find_model([server], name, cache, 10.0, lambda _done, _total: None)
     setup, stored = choose_engine(found.stored, EngineChoice(threads=1))
     runtime = LocalRuntime(stored, setup, memory_limit_bytes=512 << 20)
-    plan = plan_at(stored.graph, cut)
     try:
-        runtime.build([plan])
+        runtime.build([cut])
         runtime.wait_built()
-        yield lambda: runtime.head(plan, {Value(-1, 0): image}, 1) if cut else None
+        yield lambda: runtime.head(cut, {Value(-1, 0): image}, 1) if cut else None
     finally:
         runtime.close()
 

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,3 +70,13 @@ def mindspore_server(exported: Path, tmp_path_factory: pytest.TempPathFactory) -
 def mindspore_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for fetched MindSpore models."""
     return tmp_path_factory.mktemp("mindspore-cache")
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """A picture that is not uniform, of an unusual shape."""
+    across, down = np.meshgrid(np.arange(90), np.arange(60))
+    pixels = np.stack([across * 2, down * 4, (across * down) % 256], axis=-1).astype(np.uint8)
+    path = tmp_path / "photograph.png"
+    Image.fromarray(pixels).save(path)
+    return path

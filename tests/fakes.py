@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loadpart_common.errors import OffloadError
     from loadpart_edge.workers.base import OnOutcome, OnPrepared
 
-CANARY = Preparation("digest", PlanKey(0, "raw"))
+CANARY = Preparation("digest", 0)
 
 
 def job(number: int = 0) -> Job:

@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from benchmarks.daemon import Daemon
 
 
-@pytest.fixture
-def photograph(tmp_path: Path) -> Path:
-    """A picture that is not uniform, of an unusual shape."""
-    across, down = np.meshgrid(np.arange(90), np.arange(60))
-    pixels = np.stack([across * 2, down * 4, (across * down) % 256], axis=-1).astype(np.uint8)
-    path = tmp_path / "photograph.png"
-    Image.fromarray(pixels).save(path)
-    return path
-
-
 def device(command: str, server: Daemon, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run_here(
         "loadpart-device", command, "--server", server.target, "--model", "tiny", "--cache", str(cache),
@@ -177,7 +167,7 @@ def test_plan_explains_a_link_and_a_load(server: Daemon, cache: Path, tmp_path: 
     ended = plan(server, cache, "--bandwidth", "8", "--load", "2", "--all", "--json")
     rows = [json.loads(line) for line in ended.stdout.splitlines()]
     chosen = min(rows, key=lambda row: row["total_seconds"])
-    assert [row["cut"] for row in rows if row["chosen"]] == [chosen["cut"]]
+    assert [row for row in rows if row["chosen"]] == [chosen]
     assert chosen["can_win"]
     parts = ("device_seconds", "network_seconds", "queue_seconds", "server_seconds")
     assert all(sum(row[part] for part in parts) == pytest.approx(row["total_seconds"]) for row in rows)
@@ -210,13 +200,19 @@ def test_plan_refuses_what_is_no_state(server: Daemon, cache: Path, flag: str) -
 
 def test_accuracy_compares_every_plan_with_the_exact_engine(server: Daemon, cache: Path, photograph: Path) -> None:
     photograph.with_name("notes.txt").write_text("no picture")
-    ended = device("accuracy", server, cache, "--images", str(photograph.parent), "--json")
+    common = ("--crops", "2", "--codecs", "webp-lossless,jpeg-75")
+    ended = device("accuracy", server, cache, "--images", str(photograph.parent), "--json", *common)
     assert ended.returncode == 0, ended.stderr
-    rows = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert {row["location"] for row in rows} >= {"local", "offload"}
-    assert all((row["worst_error"], row["agreement"], row["exact"]) == (0.0, 1.0, True) for row in rows)
-    table = device("accuracy", server, cache, "--images", str(photograph))
-    assert "over 1 picture(s)" in table.stdout
+    rows = {row.pop("plan"): row for row in map(json.loads, ended.stdout.splitlines())}
+    assert {row["location"] for row in rows.values()} >= {"local", "offload"}
+    for plan, row in rows.items():
+        is_exact = "jpeg" not in plan
+        assert (row["worst_error"] == 0.0, row["exact"]) == (is_exact, is_exact)
+    assert all(rows[plan]["agreement"] == 1.0 for plan in ("local", "cut 0", "cut 0, webp-lossless"))
+    assert "cut 0, jpeg-75" in rows
+    table = device("accuracy", server, cache, "--images", str(photograph), *common)
+    assert "over 1 picture(s), each 2 time(s)" in table.stdout
+    assert "too few pictures" in table.stderr
     assert "compared with toy 1, 1 thread" in table.stdout
 
 

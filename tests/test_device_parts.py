@@ -12,7 +12,7 @@ from loadpart.v1 import offload_pb2
 from loadpart_common.engines.base import EngineSetup
 from loadpart_common.errors import ModelError, ModelNotFoundError, SettingsError, UnavailableError
 from loadpart_common.graph import Value
-from loadpart_common.planning.plan import PlanKey, local_plan, plan_at
+from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.model_store import ModelStore, StoredModel
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device.edges.link_estimator import LinkEstimator
@@ -54,13 +54,13 @@ def inputs_of(local: LocalRuntime) -> dict[Value, Any]:
 
 
 def test_heads_are_built_in_the_background_and_timed(runtime: LocalRuntime) -> None:
-    plan, before = plan_at(runtime.graph, 3), runtime.head_seconds[3]
-    assert runtime.is_ready(plan_at(runtime.graph, 0)), "cut 0 has no head to build"
-    assert not runtime.is_ready(plan)
-    runtime.build([plan, local_plan(runtime.graph)])
+    cut, before = 3, runtime.head_seconds[3]
+    assert runtime.is_ready(0), "cut 0 has no head to build"
+    assert not runtime.is_ready(cut)
+    runtime.build([cut, runtime.graph.layer_count])
     runtime.wait_built()
-    assert runtime.is_ready(plan)
-    assert runtime.is_ready(local_plan(runtime.graph))
+    assert runtime.is_ready(cut)
+    assert runtime.is_ready(runtime.graph.layer_count)
     assert runtime.is_quiet
     assert runtime.head_seconds[3] != before, "the measured time replaces the predicted one"
     assert runtime.modelled_head_seconds[3] == before
@@ -68,34 +68,32 @@ def test_heads_are_built_in_the_background_and_timed(runtime: LocalRuntime) -> N
 
 def test_a_head_and_its_finish_give_what_the_whole_gives(runtime: LocalRuntime) -> None:
     values = inputs_of(runtime)
-    whole, _ = runtime.head(local_plan(runtime.graph), values, 1)
+    whole, _ = runtime.head(runtime.graph.layer_count, values, 1)
     for cut in (1, 5, 9):
-        plan = plan_at(runtime.graph, cut)
-        outputs, seconds = runtime.head(plan, values, 1)
+        outputs, seconds = runtime.head(cut, values, 1)
         assert seconds > 0
         for _ in range(2):  # first with the whole network, then with the tail
-            finished = runtime.finish(plan, {**values, **outputs}, 1)
+            finished = runtime.finish(cut, {**values, **outputs}, 1)
             for value in runtime.graph.outputs:
                 np.testing.assert_array_equal(finished[value], whole[value])
-            runtime.build([plan])
+            runtime.build([cut])
             runtime.wait_built()
 
 
 def test_a_slow_device_shows_in_its_slow_down(runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_at(runtime.graph, 5)
-    runtime.build([plan])
+    runtime.build([5])
     runtime.wait_built()
     assert runtime.slow_down == 1
     monkeypatch.setattr(runtime, "_run", lambda *_: ({}, 100 * runtime.head_seconds[5]))
     for _ in range(8):
-        runtime.head(plan, inputs_of(runtime), 1)
+        runtime.head(5, inputs_of(runtime), 1)
     assert runtime.slow_down > 20
 
 
 def test_a_file_that_is_gone_is_an_error_when_it_is_waited_for(stored: StoredModel) -> None:
     local = LocalRuntime(stored, EngineSetup(ToyEngine, 1), memory_limit_bytes=1 << 20)
     stored.path.unlink()
-    local.build([local_plan(local.graph)])
+    local.build([local.graph.layer_count])
     with pytest.raises(ModelError, match="the model file has been removed"):
         local.wait_built()
     local.close()
@@ -184,7 +182,7 @@ def test_an_offer_is_of_the_devices_own_file() -> None:
     )  # fmt: skip
     offer = Offer.of(info, "mine", 2)
     assert offer is not None
-    assert offer.ready_plans == {PlanKey(1, "raw")}
+    assert offer.decode_seconds == {PlanKey(1, "raw"): 0.0}
     assert Offer.of(None, "mine", 2) is None
     assert Offer.of(info, "another", 2) is None
     assert Offer.of(info, "mine", 3) is None, "the number of layers differs"

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadpart_common.errors import DeadlineError, InternalError, OverloadedError, UnavailableError
-from loadpart_common.planning.plan import PlanKey
 from loadpart_edge.rpc.quota import Quota
 from loadpart_edge.scheduling.builds import BUILD_SHARE, Builds
 from loadpart_edge.scheduling.devices import MOST_OF_A_PARTY, ActiveDevices
@@ -358,7 +357,7 @@ def wanting(owner: Owner, batch: int) -> QueuedJob:
 
 
 def made(batch: int) -> Preparation:
-    return Preparation("digest", PlanKey(0, "raw"), 0, batch)
+    return Preparation("digest", 0, 0, batch)
 
 
 def test_building_for_one_device_takes_a_share_of_the_time_while_others_use_the_server() -> None:
@@ -417,7 +416,7 @@ def test_a_job_waits_for_its_tail_while_others_run() -> None:
         worker.finish()
         await first
         await turns()
-        assert worker.prepared[-1] == Preparation("digest", PlanKey(0, "raw"), 0, 7)
+        assert worker.prepared[-1] == Preparation("digest", 0, 0, 7)
         worker.finish()
         assert (await other).outcome.tensors == b"\x02"
         await scheduler.close()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loadpart.v1 import offload_pb2
+from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import InternalError, OffloadError
 from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.manifest import Manifest
@@ -169,14 +170,17 @@ def test_whatever_bytes_come_are_an_answer_or_an_error(data: st.DataObject) -> N
         place = data.draw(st.integers(0, len(mutated) - 1))
         mutated[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=12))
         mutated = mutated or bytearray(b"\n")
-    tail = Tail("tiny", "digest", PlanKey(0, "raw"), (SPEC,), 1)
-    pending = PendingReply(Call(), tail, Doubts("server"), started=0.0, encoded=time.perf_counter(), sent_bytes=1)
+    reply_codec = data.draw(st.sampled_from(list(CODECS)))
+    tail = Tail("tiny", "digest", PlanKey(0, "raw"), (SPEC,), 1, reply_codec)
+    pending = PendingReply(
+        Call(), tail, Doubts("server"), started=0.0, encoded=time.perf_counter(), encoded_bytes=1, sent_bytes=1
+    )
     try:
         reply = pending.result()
     except InternalError:
         return
     assert [(output.shape, output.dtype) for output in reply.outputs] == [((1, 10), np.dtype("float32"))]
-    for seconds in (reply.network_seconds, reply.queue_seconds, reply.tail_seconds):
+    for seconds in (reply.network_seconds, reply.queue_seconds, reply.decode_seconds, reply.tail_seconds):
         assert 0 <= seconds < 60
 
 

@@ -26,14 +26,13 @@ from loadpart_common.latency.measurements import Measurements
 from loadpart_common.latency.model import LatencyModel, shipped_model
 from loadpart_common.latency.profile import Profile
 from loadpart_common.machine import machine_name
-from loadpart_common.planning.plan import PlanKey
 from tests.test_graph import chain
 from tests.toy import ToyEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-KEY = PlanKey(3, "raw")
+KEY = 3
 CURVES = Curves(chain(10), shipped_model())
 
 
@@ -113,17 +112,17 @@ def test_observations_correct_slowly_and_outliers_do_not_jerk() -> None:
     assert not anchors.observe(KEY, 1.0)  # there is no anchor for this key yet
     anchors.measure(KEY, 1.0)
     anchors.observe(KEY, 1.2)
-    assert anchors.get(KEY) == pytest.approx(1.0, rel=0.01)
+    assert anchors.seconds[KEY] == pytest.approx(1.0, rel=0.01)
     rng = np.random.default_rng(0)
     for _ in range(500):
         anchors.observe(KEY, 0.9 * (1 + rng.exponential(0.05)))
-    assert anchors.get(KEY) == pytest.approx(0.9, rel=0.03)
+    assert anchors.seconds[KEY] == pytest.approx(0.9, rel=0.03)
     for _ in range(10_000):
         anchors.observe(KEY, 1.4)  # a lasting load must not count as the speed of the machine
-    assert anchors.get(KEY) == pytest.approx(0.9, rel=0.03)
+    assert anchors.seconds[KEY] == pytest.approx(0.9, rel=0.03)
     for _ in range(10_000):
         anchors.observe(KEY, 1.2)
-    assert anchors.get(KEY) == pytest.approx(1.2, rel=0.03)
+    assert anchors.seconds[KEY] == pytest.approx(1.2, rel=0.03)
 
 
 def test_an_anchor_that_was_measured_on_a_busy_machine_comes_down() -> None:
@@ -131,10 +130,10 @@ def test_an_anchor_that_was_measured_on_a_busy_machine_comes_down() -> None:
     anchors.measure(KEY, 2.0)
     for _ in range(10):
         anchors.observe(KEY, 1.0)
-    assert anchors.get(KEY) == pytest.approx(1.0, rel=0.3)
+    assert anchors.seconds[KEY] == pytest.approx(1.0, rel=0.3)
     for _ in range(50):
         anchors.observe(KEY, 1.0)
-    assert anchors.get(KEY) == pytest.approx(1.0, rel=0.03)
+    assert anchors.seconds[KEY] == pytest.approx(1.0, rel=0.03)
 
 
 CALIBRATE = """

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadpart_common.errors import InputError, InternalError, ModelError, OverloadedError
-from loadpart_common.planning.plan import PlanKey
 from loadpart_edge.scheduling.builds import Builds
 from loadpart_edge.scheduling.canary import Canary
 from loadpart_edge.scheduling.deferred import Deferred
@@ -204,7 +203,7 @@ def test_a_job_that_no_worker_can_take_fails_and_the_next_one_runs() -> None:
 
 def test_tails_are_built_when_there_is_no_job() -> None:
     async def test() -> None:
-        tails = tuple(Preparation("digest", PlanKey(cut, "raw")) for cut in range(2))
+        tails = tuple(Preparation("digest", cut) for cut in range(2))
         bench = Bench(preparations=tails)
         told: list[tuple[str, Preparation, Prepared]] = []
         bench.dispatcher.on_prepared = lambda worker, tail, answer: told.append((worker.label, tail, answer))

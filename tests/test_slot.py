@@ -45,7 +45,7 @@ def tensor(array: np.ndarray) -> EncodedTensor:
 def test_tensors_come_out_as_they_went_in_and_aligned(slot: Slot) -> None:
     arrays = [np.arange(5, dtype=np.uint8), np.ones((2, 3), np.float32), np.zeros((0, 4), np.int64)]
     placed = slot.put([tensor(array) for array in arrays])
-    assert [start % 64 for _, _, start, _ in placed] == [0, 0, 0]
+    assert [start % 64 for _, _, start, *_ in placed] == [0, 0, 0]
     for got, want in zip(decode(slot.take(placed), RAW), arrays, strict=True):
         assert (got.dtype, got.shape) == (want.dtype, want.shape)
         np.testing.assert_array_equal(got, want)
@@ -68,13 +68,13 @@ def test_what_does_not_fit_is_refused_with_its_size(slot: Slot) -> None:
 
 def test_messages_come_out_as_they_went_in() -> None:
     for order in (
-        RunTail("toy", "exact", "", "a", "toy", "d", 3, "raw", 1, (("|u1", (1,), 0, 1),)),
+        RunTail("toy", "exact", "", "a", "toy", "d", 3, "q8z", "raw", 1, (("|u1", (1,), 0, 1, True),)),
         PrepareTail("toy", "bfloat16", "", "a", "toy", "d", 3, 2, 0),
     ):
         assert decode_order(encode_order(order)) == order
     for answer in (
-        TailRan(10, 0.1, 0.0, ()),
-        TailRan(2**40, 0.1, 0.5, (("d", 1, 2), ("e", 3, 4))),
+        TailRan(10, 0.1, 0.0, 0.0, ()),
+        TailRan(2**40, 0.1, 0.5, 0.25, (("d", 1, 2), ("e", 3, 4))),
         TailPrepared(0.25, 2**33, ()),
         Failed(MessageTooLargeError.code, "too large"),
     ):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadpart_common.errors import InputError, UnavailableError
-from loadpart_device.images import load_images
+from loadpart_device.allowed_codecs import LEAST_PICTURES, MeasuredPlan
+from loadpart_device.images import load_crops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ class PlanAccuracy:
         mean_error: Largest difference of an output, as a share of the largest output, mean over the pictures.
         worst_error: The same, of the worst picture.
         agreement: Share of the pictures for which the highest score is that of the same class.
+        pictures: How many there were, parts of pictures counted one by one.
     """
 
     plan: PlanKey
@@ -40,6 +42,14 @@ class PlanAccuracy:
     mean_error: float
     worst_error: float
     agreement: float
+    pictures: int
+
+    @property
+    def measured(self) -> MeasuredPlan:
+        """What decisions go by."""
+        return MeasuredPlan(
+            self.plan.cut, self.plan.codec, self.mean_error, self.worst_error, self.agreement, self.pictures
+        )
 
 
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
@@ -57,18 +67,25 @@ def pictures_in(paths: Sequence[Path]) -> list[Path]:
     return chosen
 
 
+def usual_crops(pictures: int) -> int:
+    """How often each of some pictures has to count for a measurement to say something about others."""
+    return max(1, -(-LEAST_PICTURES // pictures))
+
+
 def measure_accuracy(
     client: OffloadClient,
     reference: OffloadClient,
     pictures: Sequence[Path],
+    crops: int,
     on_progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Iterator[PlanAccuracy]:
-    """Runs every plan that can win on every picture.
+    """Runs every plan that can win on every picture and on parts of it.
 
     Args:
         client: The client whose plans are run; it must not hedge, or its answers are not all of the plan.
         reference: A client that computes by itself, exactly.
         pictures: Image files.
+        crops: How often each picture counts: once as a whole, and then random parts of it.
         on_progress: Called with the inferences that are done and those of all.
 
     Raises:
@@ -76,15 +93,15 @@ def measure_accuracy(
         UnavailableError: The server did not answer.
     """
     spec = client.graph.inputs[0]
-    images = [load_images([picture], spec) for picture in pictures]
+    images = [image for picture in pictures for image in load_crops(picture, spec, crops)]
     expected = [reference.infer(image).outputs for image in images]
-    keys = [point.key for point in client.plans]
+    keys = client.winning_plans
     for number, key in enumerate(keys):
-        client.policy = "local" if key.is_local else key.cut
+        client.policy = "local" if key.is_local else f"{key.cut}:{key.codec}"
         errors, same, results = [], 0, []
         for place, (image, wanted) in enumerate(zip(images, expected, strict=True)):
             result = client.infer(image)
-            if result.plan.cut != key.cut or result.resumed:
+            if (result.plan.cut, result.plan.codec) != key:
                 raise UnavailableError(f"the plan {key} was not run: {result.plan.reason}")
             errors.append(_error(result.outputs, wanted))
             same += int(result.output.argmax() == wanted[0].argmax())
@@ -92,7 +109,7 @@ def measure_accuracy(
             on_progress(number * len(images) + place + 1, len(keys) * len(images))
         exact = all(result.plan.exact for result in results)
         location = results[0].plan.location
-        yield PlanAccuracy(key, location, exact, float(np.mean(errors)), max(errors), same / len(images))
+        yield PlanAccuracy(key, location, exact, float(np.mean(errors)), max(errors), same / len(images), len(images))
 
 
 def _error(got: Sequence[Array], wanted: Sequence[Array]) -> float:

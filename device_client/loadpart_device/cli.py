@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from loadpart_common import console
+from loadpart_common.codecs.registry import CODECS
 from loadpart_common.engines.registry import calibrated_setup
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
-from loadpart_device.accuracy import measure_accuracy, pictures_in
+from loadpart_device.accuracy import measure_accuracy, pictures_in, usual_crops
+from loadpart_device.allowed_codecs import LEAST_PICTURES, AllowedCodecs, default_accuracy_folder, save_measured
 from loadpart_device.client import OffloadClient
 from loadpart_device.deciding.decision_log import read_decisions
 from loadpart_device.deciding.explain import State
@@ -59,6 +61,17 @@ ServerOption = Annotated[str | None, typer.Option(help="HOST:PORT of the edge se
 Model = Annotated[str | None, typer.Option(help="Name of the model.")]
 Cache = Annotated[str | None, typer.Option(help="Folder for fetched models.")]
 ConnectTimeout = Annotated[float | None, typer.Option(help="Seconds to wait for the server.")]
+Codecs = Annotated[
+    str | None, typer.Option(help="Codecs of what crosses, separated by commas; those that lose nothing if absent.")
+]
+MaxError = Annotated[
+    float | None, typer.Option(help="Codecs that lose something: most error, as 'accuracy' measured it.")
+]
+MinAgreement = Annotated[
+    float | None, typer.Option(help="Codecs that lose something: least share of equal classes, as it measured.")
+]
+ReplyCodec = Annotated[str | None, typer.Option(help="Codec of the server's outputs; raw if absent.")]
+AccuracyFolder = Annotated[str | None, typer.Option(help="Folder with what 'accuracy' measures.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines, for programs.")]
 Config = Annotated[Path | None, typer.Option(envvar=f"{ENV_PREFIX}CONFIG", help="TOML file with settings.")]
 
@@ -69,10 +82,14 @@ def infer(
     server: ServerOption = None,
     model: Model = None,
     policy: Annotated[
-        str | None, typer.Option(help=f"{', '.join(POLICIES)}, or the number of layers to run here.")
+        str | None, typer.Option(help=f"{', '.join(POLICIES)}, the number of layers to run here, or CUT:CODEC.")
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How many times to run.")] = 1,
     deadline: Annotated[float | None, typer.Option(help="Seconds within which an answer is wanted.")] = None,
+    codecs: Codecs = None,
+    max_error: MaxError = None,
+    min_agreement: MinAgreement = None,
+    reply_codec: ReplyCodec = None,
     engine: console.EngineName = None,
     precision: console.Precision = None,
     provider: console.Provider = None,
@@ -82,6 +99,7 @@ def infer(
     threads: console.Threads = None,
     cache: Cache = None,
     latency_folder: console.LatencyFolder = None,
+    accuracy_folder: AccuracyFolder = None,
     connect_timeout: ConnectTimeout = None,
     metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus metrics.")] = None,
     decision_log: Annotated[Path | None, typer.Option(help="File for decisions as JSON lines, see 'replay'.")] = None,
@@ -94,6 +112,10 @@ def infer(
         "model": model,
         "policy": policy,
         "deadline": deadline,
+        "codecs": codecs,
+        "max_error": max_error,
+        "min_agreement": min_agreement,
+        "reply_codec": reply_codec,
         "engine": engine,
         "precision": precision,
         "provider": provider,
@@ -101,6 +123,7 @@ def infer(
         "threads": threads,
         "cache": cache,
         "latency_folder": latency_folder,
+        "accuracy_folder": accuracy_folder,
         "connect_timeout": connect_timeout,
         "metrics_listen": metrics_listen,
         "decision_log": decision_log,
@@ -112,6 +135,10 @@ def infer(
             settings.model,
             policy=parse_policy(settings.policy),
             deadline=settings.deadline,
+            codecs=settings.codecs,
+            max_error=settings.max_error,
+            min_agreement=settings.min_agreement,
+            reply_codec=settings.reply_codec,
             engine=settings.engine,
             precision=settings.precision,
             provider=settings.provider,
@@ -119,6 +146,7 @@ def infer(
             threads=settings.threads,
             cache=settings.cache,
             latency_folder=settings.latency_folder,
+            accuracy_folder=settings.accuracy_folder,
             connect_timeout=settings.connect_timeout,
             metrics_listen=settings.metrics_listen,
             hedge=settings.hedge,
@@ -149,6 +177,7 @@ def plan(
     backlog: Annotated[float | None, typer.Option(min=0, help="Milliseconds until the server starts a job.")] = None,
     device_slow_down: Annotated[float, typer.Option(help="How much slower than idle this device is.")] = 1.0,
     plot: Annotated[Path | None, typer.Option(help="Picture to draw, such as plan.png.")] = None,
+    codecs: Codecs = None,
     every: Annotated[bool, typer.Option("--all", help="All cuts, not only those that can win.")] = False,
     as_json: Json = False,
     server: ServerOption = None,
@@ -174,6 +203,7 @@ def plan(
         "engine": engine,
         "precision": precision,
         "provider": provider,
+        "codecs": codecs,
     }
     flags |= {"threads": threads, "cache": cache, "latency_folder": latency_folder}
     settings = load_settings({**flags, "connect_timeout": connect_timeout}, config)
@@ -184,6 +214,7 @@ def plan(
             cache=_cache(settings),
             latency_folder=_latency_folder(settings),
             engine=settings.engine_choice,
+            codecs=AllowedCodecs(settings.codecs).names,
             timeout_seconds=settings.connect_timeout,
             measure=bandwidth is None,
             on_progress=on_progress,
@@ -220,21 +251,35 @@ def accuracy(
     reference: Annotated[
         str | None, typer.Option(help="Engine to compare with, in exact precision; this device's if absent.")
     ] = None,
+    codecs: Codecs = None,
+    reply_codec: ReplyCodec = None,
+    crops: Annotated[
+        int | None, typer.Option(min=1, help="How often each picture counts: whole, then random parts; 200 in all.")
+    ] = None,
     threads: console.Threads = None,
     cache: Cache = None,
+    accuracy_folder: AccuracyFolder = None,
     connect_timeout: ConnectTimeout = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """Measures what lower precision and other engines do to the answers, for every plan, on your own pictures."""
+    """Measures what codecs, lower precision and other engines do to the answers, on your own pictures.
+
+    Every plan that can win is run, with every codec; clients go by the result when --max-error or --min-agreement says
+    how much a codec may change.
+    """
     flags = {"model": model, "server": server, "engine": engine, "precision": precision, "provider": provider}
+    flags |= {"codecs": codecs, "reply_codec": reply_codec, "accuracy_folder": accuracy_folder}
     settings = load_settings({**flags, "threads": threads, "cache": cache, "connect_timeout": connect_timeout}, config)
     pictures = pictures_in(images)
+    times = usual_crops(len(pictures)) if crops is None else crops
     common: dict[str, Any] = {"threads": settings.threads, "cache": settings.cache}
     with fetching() as on_progress:
         client = OffloadClient(
             settings.server, settings.model, engine=settings.engine, precision=settings.precision,
-            provider=settings.provider, hedge=False, on_progress=on_progress, **common,
+            provider=settings.provider, hedge=False, on_progress=on_progress,
+            codecs=tuple(CODECS) if settings.codecs is None else settings.codecs, reply_codec=settings.reply_codec,
+            **common,
         )  # fmt: skip
     with (
         client,
@@ -250,12 +295,17 @@ def accuracy(
         if not client.wait_ready(settings.connect_timeout):
             print("no server answers: the accuracy of this device alone is measured", file=sys.stderr)
         with console.progress("comparing") as tell:
-            rows = list(measure_accuracy(client, exact, pictures, tell))
+            rows = list(measure_accuracy(client, exact, pictures, times, tell))
+        folder = Path(settings.accuracy_folder) if settings.accuracy_folder else default_accuracy_folder()
+        kept = save_measured(folder, client.digest, [row.measured for row in rows if not row.plan.is_local])
         if as_json:
             for row in rows:
                 print(json.dumps({"model": settings.model, **asdict(row), "plan": str(row.plan)}))
         else:
-            show_accuracy(rows, client.engine, exact.engine, len(pictures))
+            show_accuracy(rows, client.engine, exact.engine, len(pictures), times)
+        print(f"kept in {kept}, for clients with max_error or min_agreement", file=sys.stderr)
+        if rows[0].pictures < LEAST_PICTURES:
+            print(f"too few pictures for that: expected {LEAST_PICTURES}, crops among them", file=sys.stderr)
 
 
 @app.command()

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Self
 from loadpart_common import forks
 from loadpart_common.engines.choice import DEFAULT, EXACT, EngineChoice
 from loadpart_common.errors import ClientClosedError, OffloadError
-from loadpart_common.planning.plan import local_plan, plan_at
+from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.endpoint import Endpoint
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_device.allowed_codecs import AllowedCodecs, default_accuracy_folder, read_measured
 from loadpart_device.deciding.decision_log import DecisionLog
-from loadpart_device.deciding.policies import make_policy
+from loadpart_device.deciding.policies import FixedPlan, make_policy
 from loadpart_device.edges.connection import Connection
 from loadpart_device.edges.edge import Edge
 from loadpart_device.edges.fleet import Fleet
@@ -33,12 +34,13 @@ from loadpart_device.settings import check_deadline, check_metrics_listen, crede
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from loadpart.v1 import offload_pb2
     from loadpart_common.graph import Graph
-    from loadpart_common.planning.plan import Point
+    from loadpart_common.planning.plan import PlanKey, Point
     from loadpart_common.tensors import Array
+    from loadpart_device.deciding.policies import Policy
     from loadpart_device.edges.link import LinkReading
     from loadpart_device.edges.load import ServerLoad
     from loadpart_device.result import Result
@@ -60,6 +62,10 @@ class OffloadClient:
         policy: str | int = "load-aware",
         deadline: float | None = None,
         hedge: bool = True,
+        codecs: Sequence[str] | None = None,
+        max_error: float | None = None,
+        min_agreement: float | None = None,
+        reply_codec: str = DEFAULT_CODEC,
         engine: str = DEFAULT,
         precision: str = EXACT,
         provider: str = "",
@@ -67,6 +73,7 @@ class OffloadClient:
         threads: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         latency_folder: str | os.PathLike[str] | None = None,
+        accuracy_folder: str | os.PathLike[str] | None = None,
         connect_timeout: float = 5.0,
         segment_memory_bytes: int = 512 << 20,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
@@ -81,11 +88,19 @@ class OffloadClient:
             target: The server: `HOST:PORT`, with credentials from the environment (see `credentials_from`), or an
                 endpoint, which has its own.
             model: Name of the model.
-            policy: `load-aware`, `bandwidth-only`, `local`, `offload`, or a cut: the number of layers to run here.
+            policy: `load-aware`, `bandwidth-only`, `local`, `offload`, a cut (the number of layers to run here), or
+                `CUT:CODEC`, such as `0:webp-lossless`.
             deadline: Seconds within which an answer is wanted, unless a call says otherwise. The server is told, and
                 the device begins to finish itself in time, as far as that is possible.
             hedge: Whether the device also begins to finish itself when an answer is later than predicted by the margin
                 of error of the predictions; the first of the two to finish counts. It costs at most 1 % of its time.
+            codecs: Codecs that what crosses a cut may be written with, besides `raw`; by default those that lose
+                nothing, so that outputs keep their bits. Naming one that does, such as `q8z`, allows it, unless
+                `max_error` or `min_agreement` bounds what it may do.
+            max_error: The most that an output may differ for a codec's sake, as a share of the largest output. Codecs
+                that lose something are then used only where `loadpart-device accuracy` has found them within it.
+            min_agreement: As `max_error`, but the least share of answers that must name the same class.
+            reply_codec: Codec of the server's outputs.
             engine: `mindspore`, `onnxruntime`, `openvino`, or `auto` for the fastest of those that are installed, as
                 measured for the model on this machine. By default MindSpore where it is installed, else as `auto`.
                 `result.plan.exact` says whether the server's engine gives the same bits.
@@ -98,6 +113,7 @@ class OffloadClient:
             cache: Folder for fetched models; `~/.cache/loadpart/models` by default.
             latency_folder: Folder with what `calibrate` and `profile` measured of this machine;
                 `~/.cache/loadpart/latency` by default.
+            accuracy_folder: Folder with what `accuracy` measured; `~/.cache/loadpart/accuracy` by default.
             connect_timeout: Seconds to wait for the server before going on without it.
             segment_memory_bytes: Bound on the memory of built segments, weights left out.
             max_message_bytes: Largest message that is sent.
@@ -112,8 +128,8 @@ class OffloadClient:
             ModelError: The model is damaged, or the engine cannot run it.
             CutError: The policy is a cut that the network does not have.
             AccessError: The server does not let this device in.
-            SettingsError: The target, the policy, the engine or the metrics' address is none, a file of measurements
-                is damaged, or this process is a fork of one that had a client.
+            SettingsError: The target, the policy, a codec, a bound, the engine or the metrics' address is none, a file
+                of measurements is damaged, or this process is a fork of one that had a client.
         """
         endpoint = target if isinstance(target, Endpoint) else Endpoint.parse(target, credentials=credentials_from())
         self._deadline = check_deadline(deadline)
@@ -131,6 +147,10 @@ class OffloadClient:
             manifest = stored.manifest
             self._digest, self.labels, self._graph = manifest.digest, manifest.labels, stored.graph
             self._policy = make_policy(policy, self._graph)
+            allowed = AllowedCodecs(codecs, max_error=max_error, min_agreement=min_agreement, reply=reply_codec)
+            if allowed.is_bounded:
+                measured = Path(accuracy_folder) if accuracy_folder else default_accuracy_folder()
+                allowed.measured(read_measured(measured, self._digest))
             self._local = local = LocalRuntime(
                 stored,
                 setup,
@@ -151,15 +171,23 @@ class OffloadClient:
             self._metrics = Metrics(model, fleet, self._hedging, metrics_listen) if metrics_listen else None
             undo.pop_all()
         alone = self._policy.uses_latency_model_only
-        self._planner = Planner(model, self._digest, local, fleet, uses_latency_model_only=alone, exact=exact)
-        self._runner = InferenceRunner(stored, model, local, fleet, self._planner, hedging=self._hedging, log=self._log)
+        self._planner = Planner(model, self._digest, local, fleet, allowed, uses_latency_model_only=alone, exact=exact)
+        self._runner = InferenceRunner(
+            stored,
+            model,
+            local,
+            fleet,
+            self._planner,
+            hedging=self._hedging,
+            reply_codec=allowed.reply,
+            log=self._log,
+        )
         # An engine may tear itself down at exit, too, and hang whoever uses it after that. What is registered last runs
         # first, so closing is registered again once the engine is there.
         close_at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(close_at_exit)
         local.when_started(lambda: atexit.register(close_at_exit))
-        wanted = [] if isinstance(policy, str) else [plan_at(self._graph, policy)]
-        local.build([local_plan(self._graph), *wanted])
+        local.build([self._graph.layer_count, *_fixed_cuts(self._policy)])
         fleet.start()
 
     def __enter__(self) -> Self:
@@ -192,6 +220,14 @@ class OffloadClient:
         return self._planner.plans(self._fleet.first.name).points
 
     @property
+    def winning_plans(self) -> list[PlanKey]:
+        """Those of them that are the best for some link and load, with each of the client's codecs alone or with none.
+
+        They are what `loadpart-device accuracy` measures.
+        """
+        return self._planner.winning(self._fleet.first.name)
+
+    @property
     def policy(self) -> str:
         """Name of the policy. Another one may be set, by name or as a cut; it holds from the next inference on.
 
@@ -206,8 +242,7 @@ class OffloadClient:
     def policy(self, policy: str | int) -> None:
         self._check_usable()
         self._policy = make_policy(policy, self._graph)
-        if isinstance(policy, int):
-            self._local.build([plan_at(self._graph, policy)])
+        self._local.build(_fixed_cuts(self._policy))
         self._planner.use_latency_model_only(self._policy.uses_latency_model_only)
 
     @property
@@ -310,6 +345,11 @@ class OffloadClient:
 
     def _models_changed(self, edge: Edge, models: dict[str, offload_pb2.ModelInfo]) -> None:
         self._planner.models_changed(edge, models)
+
+
+def _fixed_cuts(policy: Policy) -> list[int]:
+    """The cut that a policy always takes; none where it weighs them."""
+    return [policy.plan.cut] if isinstance(policy, FixedPlan) else []
 
 
 def _close_if_alive(reference: weakref.ref[OffloadClient]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import (
     AccessError,
     AuthenticationError,
@@ -18,6 +19,7 @@ from loadpart_common.errors import (
     OffloadError,
 )
 from loadpart_common.graph import Value
+from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.tensors import check_arrays
 from loadpart_device.deciding.state import Choice, Chosen
 from loadpart_device.edges.connection import Tail
@@ -92,6 +94,7 @@ class InferenceRunner:
         planner: Planner,
         *,
         hedging: Hedging,
+        reply_codec: str,
         log: DecisionLog | None,
     ) -> None:
         """Makes a runner.
@@ -103,6 +106,7 @@ class InferenceRunner:
             fleet: The servers.
             planner: Knows the plans.
             hedging: Decides when the device begins its own tail.
+            reply_codec: Codec of answers, where a server knows it.
             log: Is told each decision; None when there is no log.
         """
         self._graph = stored.graph
@@ -112,6 +116,7 @@ class InferenceRunner:
         self._fleet = fleet
         self._planner = planner
         self._hedging = hedging
+        self._reply_codec = reply_codec
         self._log = log
 
     def run(self, policy: Policy, inputs: Sequence[Array], deadline_seconds: float | None) -> Result:
@@ -135,7 +140,7 @@ class InferenceRunner:
         decided = time.perf_counter()
         head, plan = 0.0, choice.chosen.plan
         if plan.cut > 0:
-            outputs, head = self._local.head(plan, values, batch)
+            outputs, head = self._local.head(plan.cut, values, batch)
             values.update(outputs)
         finished = _Finished(choice) if plan.is_local else self._finish(choice, world, inference)
         ended = time.perf_counter()
@@ -146,13 +151,14 @@ class InferenceRunner:
             encode=reply.encode_seconds if reply else 0.0,
             network=reply.network_seconds if reply else 0.0,
             queue=reply.queue_seconds if reply else 0.0,
+            decode=reply.decode_seconds if reply else 0.0,
             tail=reply.tail_seconds if reply else 0.0,
             total=ended - started,
         )
         if self._log:
             self._log.write(policy.name, choice, world, batch, timings.total)
         edge, taken = choice.chosen
-        exact = reply is None or self._planner.is_exact(self._fleet[edge])
+        exact = reply is None or self._is_exact(edge, taken)
         location: Location = "local" if taken.is_local else "split" if taken.cut else "offload"
         return Result(
             tuple(values[value] for value in self._graph.outputs),
@@ -163,12 +169,20 @@ class InferenceRunner:
             resumed=reply is None and not plan.is_local,
         )
 
+    def _is_exact(self, edge: str, plan: PlanKey) -> bool:
+        """Whether outputs of a server have the bits that this device would have computed."""
+        lossless = CODECS[plan.codec].is_lossless and CODECS[self._reply_codec].is_lossless
+        return lossless and self._planner.is_exact(self._fleet[edge])
+
     def _fitting(self, choice: Choice, world: World, batch: int) -> Choice:
-        """A choice, or the local plan when the server would not take so large a request, as only fixed plans may be."""
+        """A choice, or the local plan when the server would not take such a request, as only a fixed plan's may be."""
         name, plan = choice.chosen
         if plan.is_local:
             return choice
-        why = self._fleet[name].why_too_large(self._graph.cut(plan.cut).nbytes(batch), batch)
+        edge, plans = self._fleet[name], self._planner.plans(name)
+        position = plans.position(plan)
+        nbytes = self._graph.cut(plan.cut).nbytes() if position is None else plans.points[position].uplink_bytes
+        why = edge.why_not_read(plan.codec) or edge.why_too_large(nbytes * batch, batch)
         return choice if why is None else self._alone(choice, world, f"local: {why}")
 
     def _finish(self, choice: Choice, world: World, inference: _Inference) -> _Finished:
@@ -190,7 +204,7 @@ class InferenceRunner:
             raise
         except OffloadError as error:  # whatever else is wrong with the server, the device can do without it
             edge.failed(error)
-            inference.values.update(self._local.finish(plan, inference.values, inference.batch))
+            inference.values.update(self._local.finish(plan.cut, inference.values, inference.batch))
             return _Finished(self._alone(choice, world, f"local after cut {plan.cut}: {error}"))
 
     def _with_server(
@@ -211,7 +225,7 @@ class InferenceRunner:
         begins = 0.0 if is_try and self._hedging.is_on else patience
         if not ready.wait(None if math.isinf(begins) else max(begins - inference.elapsed, 0.0)):
             started = time.perf_counter()
-            own = self._local.start_to_finish(plan, inference.values, batch)
+            own = self._local.start_to_finish(plan.cut, inference.values, batch)
             own.add_done_callback(lambda _: ready.set())
             ready.wait()
             if not pending.is_done:
@@ -230,7 +244,8 @@ class InferenceRunner:
         return self._served(edge, choice, inference, pending.result())
 
     def _ask(self, edge: Edge, plan: PlanKey, inference: _Inference) -> PendingReply:
-        tail = Tail.of(self._graph, self._name, self._digest, plan, inference.batch)
+        reply_codec = self._reply_codec if edge.why_not_read(self._reply_codec) is None else DEFAULT_CODEC
+        tail = Tail.of(self._graph, self._name, self._digest, plan, inference.batch, reply_codec)
         left = _UNBOUNDED_SECONDS
         if inference.deadline_seconds is not None:
             left = max(inference.deadline_seconds - inference.elapsed, 0.0)
@@ -241,7 +256,7 @@ class InferenceRunner:
         """Seconds from its start after which the device begins to finish an inference itself."""
         plan = choice.chosen.plan
         alone = self._alone_seconds(inference.batch)
-        resumes = self._local.can_resume(plan, inference.batch)
+        resumes = self._local.can_resume(plan.cut, inference.batch)
         seconds = self._local.head_seconds
         tail = alone * float(1 - seconds[plan.cut] / seconds[-1]) if resumes else alone
         return self._hedging.wait_seconds(
@@ -263,6 +278,7 @@ class InferenceRunner:
             most = choice.predicted_seconds + slack_seconds(self._alone_seconds(inference.batch))
             edge.lateness.record(choice.predicted_seconds, min(inference.elapsed, most))
         edge.reply_received(reply)
+        self._planner.encoded(choice.chosen.plan, reply.encoded_bytes, reply.encode_seconds, inference.batch)
         return _Finished(choice, reply, hedged)
 
     def _taken_over(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadpart_common.engines.executor import EngineExecutor
 from loadpart_common.engines.timing import idle_seconds
@@ -14,10 +14,9 @@ from loadpart_common.latency.anchors import Anchors
 from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.latency.slow_down import SlowDown
-from loadpart_common.planning.plan import PlanKey, plan_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -69,16 +68,16 @@ class LocalRuntime:
         self._stored = stored
         measurements = Measurements(setup, latency_folder)
         self._curves = Curves(self.graph, measurements.model())
-        self._anchors = Anchors()
+        self._anchors: Anchors[int] = Anchors()
         for cut, seconds in measurements.profile(stored.manifest.digest).heads.items():
-            self._anchors.measure(plan_at(self.graph, cut), seconds)
+            self._anchors.measure(self.graph.cut(cut).index, seconds)
         self._executor = EngineExecutor.acquire(setup, memory_limit_bytes=memory_limit_bytes)
         self._model: CachedModel | None = None
         self._is_closed = False
-        self._ready: set[PlanKey] = set()
+        self._ready: set[int] = set()
         self._lock = threading.RLock()
         self._slow_down = SlowDown(readings=_READINGS)
-        self._head_seconds = self._curves.head_seconds(self._anchors.by_cut())
+        self._head_seconds = self._curves.head_seconds(self._anchors.seconds)
         self._builds: list[Future[None]] = []
         self._unfinished: set[Future[None]] = set()  # of them
 
@@ -87,9 +86,9 @@ class LocalRuntime:
         """Whether everything that was asked for is built; building takes the interpreter and the cores."""
         return not self._unfinished
 
-    def is_ready(self, plan: PlanKey) -> bool:
-        """Whether the head of a plan is built and timed; cut 0 has no head."""
-        return plan.cut == 0 or plan in self._ready
+    def is_ready(self, cut: int) -> bool:
+        """Whether the head of a cut is built and timed; cut 0 has no head."""
+        return cut == 0 or cut in self._ready
 
     @property
     def slow_down(self) -> float:
@@ -111,16 +110,24 @@ class LocalRuntime:
         """Has a function called once the engine is started; see `EngineExecutor.when_started`."""
         self._executor.when_started(function)
 
-    def build(self, plans: Iterable[PlanKey]) -> None:
-        """Has the heads of plans, and the tails that finish for them, built when the engine has nothing else to do.
+    def build(self, cuts: Iterable[int]) -> None:
+        """Has the heads of cuts, and the tails that finish for them, built when the engine has nothing else to do.
 
         Args:
-            plans: Plans, the most wanted first.
+            cuts: Cuts, the most wanted first.
         """
         with self._lock:  # the client and its edges may ask at the same time
-            builds = [self._executor.submit(self._build, plan) for plan in plans if not self.is_ready(plan)]
-            self._builds += builds
-            self._unfinished.update(builds)
+            builds = [self._executor.submit(self._build, cut) for cut in cuts if not self.is_ready(cut)]
+            self._await(builds)
+
+    def when_idle(self, function: Callable[[], object]) -> None:
+        """Has a function called on the engine's thread when that has nothing else to do; `wait_built` waits for it."""
+        with self._lock:
+            self._await([self._executor.submit(lambda _: function())])
+
+    def _await(self, builds: Sequence[Future[Any]]) -> None:
+        self._builds += builds
+        self._unfinished.update(builds)
         for build in builds:
             build.add_done_callback(self._unfinished.discard)
 
@@ -137,35 +144,35 @@ class LocalRuntime:
         except CancelledError:
             raise _closed() from None
 
-    def head(self, plan: PlanKey, inputs: Values, batch: int) -> tuple[Values, float]:
-        """Runs the head of a plan; gives what it computes and the seconds that it ran."""
-        outputs, seconds = self._executor.run(self._run, self.graph.head(plan.cut), inputs, batch)
+    def head(self, cut: int, inputs: Values, batch: int) -> tuple[Values, float]:
+        """Runs the head of a cut; gives what it computes and the seconds that it ran."""
+        outputs, seconds = self._executor.run(self._run, self.graph.head(cut), inputs, batch)
         with self._lock:
-            if (idle := self._anchors.get(plan)) is not None:
+            if (idle := self._anchors.seconds.get(cut)) is not None:
                 self._slow_down.record(idle * batch, seconds)
-                if self._anchors.observe(plan, seconds / batch):
+                if self._anchors.observe(cut, seconds / batch):
                     self._executor.submit(self._redraw)
         return outputs, seconds
 
-    def finish(self, plan: PlanKey, values: Values, batch: int) -> Values:
-        """Computes here the outputs that a plan leaves to the server.
+    def finish(self, cut: int, values: Values, batch: int) -> Values:
+        """Computes here the outputs that a cut leaves to the server.
 
         From the head's outputs if that tail is built, otherwise with the whole network.
 
         Args:
-            plan: The plan.
+            cut: The cut.
             values: The network's inputs, and what the head gave.
             batch: The batch size.
         """
-        return self._executor.run(self._finish, plan, values, batch)
+        return self._executor.run(self._finish, cut, values, batch)
 
-    def can_resume(self, plan: PlanKey, batch: int) -> bool:
+    def can_resume(self, cut: int, batch: int) -> bool:
         """Whether `finish` goes on from the head's outputs."""
-        return plan in self._ready and batch == self.graph.smallest_batch
+        return cut in self._ready and batch == self.graph.smallest_batch
 
-    def start_to_finish(self, plan: PlanKey, values: Values, batch: int) -> Future[Values]:
+    def start_to_finish(self, cut: int, values: Values, batch: int) -> Future[Values]:
         """Begins what `finish` does, on another thread; cancelling helps only before it has begun."""
-        return self._executor.start(self._finish, plan, values, batch)
+        return self._executor.start(self._finish, cut, values, batch)
 
     def close(self) -> None:
         """Drops the model, after what is under way; what is not begun is cancelled or raises `ClientClosedError`."""
@@ -197,21 +204,21 @@ class LocalRuntime:
                 model = self._model
         return model
 
-    def _build(self, cache: SegmentCache, plan: PlanKey) -> None:
-        if plan in self._ready:
+    def _build(self, cache: SegmentCache, cut: int) -> None:
+        if cut in self._ready:
             return
         model = self._loaded(cache)
-        seconds = idle_seconds(cache, model, self.graph.head(plan.cut), runs=_TIMED_RUNS)
-        if not plan.is_local:
-            cache.segment(model, self.graph.tail(plan.cut), self.graph.smallest_batch)
+        seconds = idle_seconds(cache, model, self.graph.head(cut), runs=_TIMED_RUNS)
+        if cut < self.graph.layer_count:
+            cache.segment(model, self.graph.tail(cut), self.graph.smallest_batch)
         with self._lock:
-            self._anchors.measure(plan, seconds)
-            self._ready.add(plan)
+            self._anchors.measure(cut, seconds)
+            self._ready.add(cut)
         self._redraw(cache)
 
     def _redraw(self, _: SegmentCache) -> None:
         with self._lock:
-            self._head_seconds = self._curves.head_seconds(self._anchors.by_cut())
+            self._head_seconds = self._curves.head_seconds(self._anchors.seconds)
         self._on_change()
 
     def _run(self, cache: SegmentCache, segment: Segment, values: Values, batch: int) -> tuple[Values, float]:
@@ -220,13 +227,13 @@ class LocalRuntime:
         outputs = compiled.run([values[value] for value in segment.inputs])
         return dict(zip(segment.outputs, outputs, strict=True)), time.perf_counter() - started
 
-    def _finish(self, cache: SegmentCache, plan: PlanKey, values: Values, batch: int) -> Values:
-        tail = self.graph.tail(plan.cut)
+    def _finish(self, cache: SegmentCache, cut: int, values: Values, batch: int) -> Values:
+        tail = self.graph.tail(cut)
         if not cache.is_compiled(self._loaded(cache), tail, batch):
             return self._run(cache, self.graph.head(self.graph.layer_count), values, batch)[0]
         outputs, seconds = self._run(cache, tail, values, batch)
         with self._lock:
-            self._slow_down.record(float(self._head_seconds[-1] - self._head_seconds[plan.cut]) * batch, seconds)
+            self._slow_down.record(float(self._head_seconds[-1] - self._head_seconds[cut]) * batch, seconds)
         return outputs
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from loadpart_common.metrics_server import MetricsServer
+from loadpart_device.result import PHASES
 
 if TYPE_CHECKING:
     from loadpart_common.errors import OffloadError
@@ -47,7 +48,7 @@ class Metrics:
         )  # fmt: skip
         self._phases = Histogram(
             "loadpart_device_phase_seconds",
-            "Seconds an inference spent in a phase: decide, head, encode, network, queue, tail, total",
+            f"Seconds an inference spent in a phase: {', '.join(PHASES)}",
             ["model", "phase"], buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self._hedged = Counter(
@@ -97,7 +98,7 @@ class Metrics:
             self._resumed.labels(self._model).inc()
         if result.late:
             self._late.labels(self._model).inc()
-        for phase in ("decide", "head", "encode", "network", "queue", "tail", "total"):
+        for phase in PHASES:
             self._phases.labels(self._model, phase).observe(getattr(timings, phase))
 
     def failed(self, error: OffloadError) -> None:

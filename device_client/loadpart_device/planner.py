@@ -7,16 +7,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadpart_common.planning.plan import local_plan, points, reply_bytes
+from loadpart_common.planning.plan import (
+    DEFAULT_CODEC,
+    coded_plans,
+    local_plan,
+    points,
+    reply_bytes,
+    undominated_codecs,
+)
 from loadpart_common.planning.plans import Plans
 from loadpart_common.planning.winners import winning_plans
+from loadpart_device.codec_costs import CodecCosts
 from loadpart_device.deciding.state import EdgeState, World
 from loadpart_device.edges.offer import Offer
 
 if TYPE_CHECKING:
     from loadpart.v1 import offload_pb2
     from loadpart_common.graph import Graph
-    from loadpart_common.planning.plan import Point
+    from loadpart_common.planning.plan import PlanKey, Point
+    from loadpart_device.allowed_codecs import AllowedCodecs
     from loadpart_device.edges.edge import Edge
     from loadpart_device.edges.fleet import Fleet
     from loadpart_device.local import LocalRuntime
@@ -33,6 +42,7 @@ class Planner:
         digest: str,
         local: LocalRuntime,
         fleet: Fleet,
+        allowed: AllowedCodecs,
         *,
         uses_latency_model_only: bool,
         exact: bool,
@@ -44,6 +54,7 @@ class Planner:
             digest: SHA-256 of the device's file, in hexadecimal.
             local: Builds and runs heads.
             fleet: The servers.
+            allowed: The codecs that the application allows.
             uses_latency_model_only: See `Policy.uses_latency_model_only`.
             exact: Whether to leave servers alone whose answers have other bits than this device's.
         """
@@ -57,8 +68,11 @@ class Planner:
         self._numerics = local.setup.numerics
         self._local_plan = local_plan(self._graph)
         self._reply_bytes = reply_bytes(self._graph)
+        plans = coded_plans(self._graph, allowed.names)
+        self._codecs = CodecCosts(self._graph, [plan for plan in plans if allowed.allows(plan)])
         self._plans: dict[str, Plans] = {}  # by edge
         self.update()
+        local.when_idle(self._time_codecs)
 
     def use_latency_model_only(self, value: bool) -> None:
         """Sets whether plans are predicted from the latency model alone."""
@@ -69,8 +83,20 @@ class Planner:
         """The plans that can be run with a server."""
         return self._plans[edge]
 
+    def winning(self, edge: str) -> list[PlanKey]:
+        """The plans that can win with a server, for one choice of codecs or another: each of them alone, or none."""
+        points = self._runnable(self._fleet[edge])
+        winning = {
+            point.key
+            for name in {point.key.codec for point in points}
+            for point in winning_plans([point for point in points if point.key.codec in ("", DEFAULT_CODEC, name)])
+        }
+        return sorted(winning)
+
     def world(self, batch: int) -> World:
         """What is known now, for a batch of so many items."""
+        if self._codecs.forget_old():
+            self.update()
         edges = tuple(
             [
                 EdgeState(edge.name, self._plans_for(edge, batch), edge.link.reading, edge.load, edge.unavailable())
@@ -91,7 +117,12 @@ class Planner:
         self.update()
         if offer is not None:
             offered = [point for point in self._points(offer) if self._is_offered(point, offer)]
-            self._local.build([point.key for point in winning_plans(offered)])
+            self._local.build(dict.fromkeys(point.key.cut for point in winning_plans(offered)))
+
+    def encoded(self, plan: PlanKey, nbytes: int, encode_seconds: float, batch: int) -> None:
+        """Takes in what a request took to encode, and how many bytes it became."""
+        if self._codecs.record(plan, nbytes / batch, encode_seconds / batch):
+            self._local.when_idle(self.update)
 
     def is_exact(self, edge: Edge) -> bool:
         """Whether a server's answers have the bits that this device would compute itself."""
@@ -99,22 +130,24 @@ class Planner:
 
     def update(self) -> None:
         """Makes the plans anew: those whose head is built here and whose tail is built there, and the local one."""
-        local = self._local
-        self._plans = {
-            edge.name: Plans(
-                [
-                    point
-                    for point in self._points(edge.offer)
-                    if point.key.is_local
-                    or (
-                        self._is_offered(point, edge.offer)
-                        and local.is_ready(point.key)
-                        and edge.why_too_large(point.uplink_bytes, 1) is None
-                    )
-                ]
+        self._plans = {edge.name: Plans(undominated_codecs(self._runnable(edge))) for edge in self._fleet}
+
+    def _runnable(self, edge: Edge) -> list[Point]:
+        """The points of the plans that can be run with a server."""
+        return [
+            point
+            for point in self._points(edge.offer)
+            if point.key.is_local
+            or (
+                self._is_offered(point, edge.offer)
+                and self._local.is_ready(point.key.cut)
+                and edge.why_too_large(point.uplink_bytes, 1) is None
             )
-            for edge in self._fleet
-        }
+        ]
+
+    def _time_codecs(self) -> None:
+        self._codecs.time_codecs()
+        self.update()
 
     def _plans_for(self, edge: Edge, batch: int) -> Plans:
         """The plans that a server takes for a batch: a large batch makes large messages."""
@@ -130,7 +163,7 @@ class Planner:
 
     @staticmethod
     def _is_offered(point: Point, offer: Offer | None) -> bool:
-        return point.key.is_local or (offer is not None and point.key in offer.ready_plans)
+        return point.key.is_local or (offer is not None and point.key in offer.decode_seconds)
 
     def _points(self, offer: Offer | None) -> tuple[Point, ...]:
         """The points of all plans; tails cost nothing as long as the server is unknown."""
@@ -138,4 +171,5 @@ class Planner:
         heads = self._local.modelled_head_seconds if alone else self._local.head_seconds
         if offer is None:
             return points(self._graph, heads, np.zeros(self._graph.layer_count + 1))
-        return points(self._graph, heads, offer.modelled_tail_seconds if alone else offer.tail_seconds)
+        tails = offer.modelled_tail_seconds if alone else offer.tail_seconds
+        return points(self._graph, heads, tails, self._codecs.costs(offer.decode_seconds))

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from loadpart_common.console import shown
+from loadpart_device.result import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from loadpart_device.result import Result
 
 _TOP = 5
-_PHASES = ("decide", "head", "encode", "network", "queue", "tail", "total")
+_FILE_WIDTH = 110
+"""Columns of a table that goes into a file, where nothing wraps."""
 
 
 def top(scores: Array, labels: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -52,16 +54,17 @@ def show(model: str, images: list[Path], classes: list[list[dict[str, Any]]], re
         for entry in top:
             out.print(f"  {entry['probability']:7.2%}  {shown(entry['label'])}")
     out.print(f"[bold]plan[/bold]: {result.plan.location} - {shown(result.plan.reason)}", soft_wrap=True)
-    table = Table(*_PHASES, title="milliseconds", box=None, header_style="bold", title_justify="left")
-    table.add_row(*(f"{getattr(result.timings, phase) * 1e3:.2f}" for phase in _PHASES))
+    table = Table(*PHASES, title="milliseconds", box=None, header_style="bold", title_justify="left")
+    table.add_row(*(f"{getattr(result.timings, phase) * 1e3:.2f}" for phase in PHASES))
     out.print(table)
 
 
-def show_accuracy(rows: list[PlanAccuracy], engine: str, reference: str, pictures: int) -> None:
+def show_accuracy(rows: list[PlanAccuracy], engine: str, reference: str, pictures: int, crops: int) -> None:
     """Prints how far the outputs of each plan are from those of the exact engine."""
     table = Table(
         "plan", "runs", "mean error", "worst error", "same top class", "same bits as here",
-        title=f"error as a share of the largest output, over {pictures} picture(s)", box=None, header_style="bold",
+        title=f"error as a share of the largest output, over {pictures} picture(s), each {crops} time(s)",
+        box=None, header_style="bold",
     )  # fmt: skip
     for row in rows:
         table.add_row(
@@ -76,12 +79,15 @@ def show_accuracy(rows: list[PlanAccuracy], engine: str, reference: str, picture
 def show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
     """Prints what plans cost, the chosen one in bold."""
     out = Console(highlight=False)
-    columns = ("cut", "after layer", "kB", "device", "network", "queue", "server", "total ms", "")
+    if not out.is_terminal:
+        out.width = max(out.width, _FILE_WIDTH)
+    columns = ("cut", "codec", "after layer", "kB", "device", "network", "queue", "server", "total ms", "")
     table = Table(*columns, title=network.name, box=None, header_style="bold", title_justify="left")
     for cost in costs:
         parts = (cost.device_seconds, cost.network_seconds, cost.queue_seconds, cost.server_seconds, cost.total_seconds)
         table.add_row(
             str(cost.plan.cut),
+            cost.plan.codec,
             shown(cost.layer),
             f"{cost.nbytes / 1e3:.1f}",
             *(f"{seconds * 1e3:.2f}" for seconds in parts),

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 Location = Literal["local", "split", "offload"]
 
+PHASES = ("decide", "head", "encode", "network", "queue", "decode", "tail", "total")
+"""The names of what `Timings` has, in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -23,7 +26,7 @@ class Plan:
         server: The server that took part; empty when none did.
         predicted_seconds: Latency that the decision expected; None when it had nothing to go by.
         exact: Whether the outputs have the bits that this device would have computed alone: it did, or the server's
-            engine is the same, in version, precision and, where that matters, threads.
+            engine is the same, in version, precision and, where that matters, threads, and the codecs lose nothing.
     """
 
     cut: int
@@ -49,7 +52,8 @@ class Timings:
         head: Running the head on the device; the whole network when local, and what was run after a failure.
         encode: Writing the tensors that cross.
         network: On the way, both ways: the request's time less what the server reports as its own.
-        queue: In the server before the tail ran, building the tail included.
+        queue: In the server before the tail's turn, building the tail included.
+        decode: In the server, reading what crossed.
         tail: Running the tail on the server.
         total: All of it.
     """
@@ -59,6 +63,7 @@ class Timings:
     encode: float
     network: float
     queue: float
+    decode: float
     tail: float
     total: float
 

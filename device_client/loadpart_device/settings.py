@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadpart_common.engines.choice import DEFAULT, EXACT, EngineChoice
 from loadpart_common.errors import SettingsError
+from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.wire.credentials import Credentials
 from loadpart_common.wire.endpoint import Endpoint, is_address, is_loopback
 
@@ -38,10 +39,15 @@ class Settings:
     threads: int | None = None
     cache: str | None = None
     latency_folder: str | None = None
+    accuracy_folder: str | None = None
     decision_log: str | None = None
     connect_timeout: float = 5.0
     metrics_listen: str | None = None
     hedge: bool = True
+    codecs: tuple[str, ...] | None = None
+    max_error: float | None = None
+    min_agreement: float | None = None
+    reply_codec: str = DEFAULT_CODEC
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None
@@ -61,7 +67,13 @@ _FLAGS = ("hedge", "exact", "tls", "insecure")
 _CREDENTIALS = ("ca", "certificate", "key", "token_file")
 _TRUTHS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
-_NUMBERS: dict[str, type[int] | type[float]] = {"deadline": float, "threads": int, "connect_timeout": float}
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    "deadline": float,
+    "threads": int,
+    "connect_timeout": float,
+    "max_error": float,
+    "min_agreement": float,
+}
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None, *, needs_model: bool = True) -> Settings:
@@ -87,6 +99,10 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None, *, needs
     for name in _FLAGS:
         if name in values:
             values[name] = _truth(name, values[name])
+    if isinstance(text := values.get("codecs"), str):
+        values["codecs"] = text.split(",")
+    if values.get("codecs") is not None:
+        values["codecs"] = tuple(filter(None, (name.strip() for name in values["codecs"])))
     endpoint = Endpoint.parse(str(values.get("server", DEFAULT_SERVER.target)))
     values["server"] = replace(endpoint, credentials=_credentials(values))
     settings = Settings(**values)

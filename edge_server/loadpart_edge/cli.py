@@ -73,6 +73,7 @@ def serve(
     engine: console.EngineName = None,
     precision: console.Precision = None,
     provider: console.Provider = None,
+    codecs: Annotated[str | None, typer.Option(help="Codecs that devices may use, by commas; all if absent.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one worker; 0 shares out the cores.")] = None,
     queue_limit: Annotated[int | None, typer.Option(help="Jobs that may wait; more are refused.")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest message that is accepted.")] = None,

@@ -33,10 +33,13 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.received = Counter(
-            "loadpart_edge_received_bytes", "Tensor bytes received, by model", ["model"], registry=self.registry
+            "loadpart_edge_received_bytes",
+            "Tensor bytes received, as encoded, by model",
+            ["model"],
+            registry=self.registry,
         )
         self.phases = Histogram(
-            "loadpart_edge_phase_seconds", "Seconds a request spent in a phase: queue, build, tail, total",
+            "loadpart_edge_phase_seconds", "Seconds a request spent in a phase: queue, build, decode, tail, total",
             ["model", "phase"], buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
         self.worker_restarts = Counter(
@@ -62,6 +65,7 @@ class Metrics:
         for phase, seconds in (
             ("queue", served.queue_seconds),
             ("build", served.outcome.build_seconds),
+            ("decode", served.outcome.decode_seconds),
             ("tail", served.outcome.tail_seconds),
             ("total", total_seconds),
         ):

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadpart_common.codecs.registry import codec_named
+from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import CutError, InputError, ModelMismatchError
 from loadpart_common.latency.curves import Curves
-from loadpart_common.planning.plan import PlanKey, points
+from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey, coded_plans, points, rated_cost
 from loadpart_common.planning.winners import winning_plans
 from loadpart_common.tensors import check_arrays
 from loadpart_common.wire import framing
@@ -17,15 +17,17 @@ from loadpart_edge.tail_times import TailTimes
 from loadpart_edge.workers.base import Preparation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from loadpart_common.engines.base import EngineSetup
     from loadpart_common.graph import Cut
     from loadpart_common.latency.model import LatencyModel
     from loadpart_common.latency.profile import Profile
+    from loadpart_common.planning.plan import CodecCost
     from loadpart_common.store.model_store import StoredModel
     from loadpart_common.tensors import Array
     from loadpart_common.wire.framing import EncodedTensor
+    from loadpart_edge.workers.base import Outcome
 
 _CODEC_SPARE = 1.125
 _TENSORS_SPARE_BYTES = 64 << 10
@@ -40,10 +42,11 @@ class ServedModel:
         stored: Its file and manifest.
         graph: Its layers.
         setup: The engine that runs its tails, and how.
-        candidates: Plans whose tails are built ahead: those that can win.
+        codecs: Names of the codecs that devices may use.
+        candidates: Cuts whose tails are built ahead: those that can win, with one codec or another.
         tail_seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,); the mean of the hosts.
         modelled_tail_seconds: The same from the latency model alone.
-        ready_plans: Plans whose tails are built.
+        ready: Cuts whose tails are built.
         max_batch: The largest batch that is run: a larger one would take more memory than a worker may.
     """
 
@@ -56,6 +59,7 @@ class ServedModel:
         profile: Profile,
         on_change: Callable[[], None],
         *,
+        codecs: Sequence[str],
         memory_limit_bytes: int,
     ) -> None:
         """Makes one.
@@ -67,6 +71,7 @@ class ServedModel:
             latency: The latency model of this machine and that engine.
             profile: What was measured of the model on this machine.
             on_change: Called when `tail_seconds` or `ready_plans` have changed.
+            codecs: Names of the codecs that devices may use.
             memory_limit_bytes: Bound on the memory of a worker's compiled tails, weights left out.
         """
         self._on_change = on_change
@@ -79,31 +84,43 @@ class ServedModel:
         self._by_host: dict[str, TailTimes] = {}
         self.modelled_tail_seconds = self._curves.tail_seconds({})
         self.tail_seconds: Array = self._curves.tail_seconds(self._profile.tails)
-        # A device is taken for a slower machine of this kind: scaling a coordinate does not change which plans can win.
-        plans = points(self.graph, self._curves.head_seconds(self._profile.heads), self.tail_seconds)
-        self.candidates = tuple(point.key for point in winning_plans(plans) if not point.key.is_local)
-        self.ready_plans: set[PlanKey] = set()
+        self.codecs = tuple(codecs)
+        costs = {
+            plan: rated_cost(self.graph, plan, CODECS[plan.codec].rates) for plan in coded_plans(self.graph, codecs)
+        }
+        self._rated_decoding = {plan: cost.decode_seconds for plan, cost in costs.items()}
+        self.candidates = self._winning_cuts(costs)
+        self.ready: set[int] = set()
         one = sum(spec.nbytes(1) for layer in self.graph.layers for spec in layer.outputs)
         self.max_batch = max(self.graph.smallest_batch, memory_limit_bytes // max(one, 1))
 
-    def preparation(self, plan: PlanKey) -> Preparation:
-        """How a worker is told to build and time the tail of a plan."""
-        return Preparation(self.stored.manifest.digest, plan, batch=self.graph.smallest_batch)
+    @property
+    def ready_plans(self) -> dict[PlanKey, float]:
+        """Plans whose tails are built, with each codec that has something to do; and the idle seconds of decoding."""
+        raw = {PlanKey(cut, DEFAULT_CODEC): 0.0 for cut in self.ready}
+        coded = {plan: self._decode_seconds(plan) for plan in self._rated_decoding if plan.cut in self.ready}
+        return dict(sorted((raw | coded).items()))
+
+    def preparation(self, cut: int) -> Preparation:
+        """How a worker is told to build and time the tail of a cut."""
+        return Preparation(self.stored.manifest.digest, cut, batch=self.graph.smallest_batch)
 
     def predict(self, plan: PlanKey, batch: int, host: str) -> float:
-        """Idle seconds of a tail on a host, for a whole batch."""
+        """Idle seconds of decoding and running a tail on a host, for a whole batch."""
         times = self._by_host.get(host)
-        return float((self.tail_seconds if times is None else times.seconds)[plan.cut]) * batch
+        if times is None:
+            return (self._rated_decoding.get(plan, 0.0) + float(self.tail_seconds[plan.cut])) * batch
+        return (times.decode_seconds(plan) + float(times.seconds[plan.cut])) * batch
 
-    def prepared(self, host: str, plan: PlanKey, seconds: float) -> None:
+    def prepared(self, host: str, cut: int, seconds: float) -> None:
         """Takes in the idle time of a tail that has been built on a host, one item."""
-        self._times(host).measure(plan, seconds)
-        self.ready_plans.add(plan)
+        self._times(host).measure(cut, seconds)
+        self.ready.add(cut)
         self._average()
 
-    def observe(self, host: str, plan: PlanKey, seconds: float) -> None:
-        """Takes in the time of a tail that ran for a device on a host, one item."""
-        if self._times(host).observe(plan, seconds):
+    def observe(self, host: str, plan: PlanKey, outcome: Outcome, batch: int) -> None:
+        """Takes in what a tail took that ran for a device on a host."""
+        if self._times(host).observe(plan, outcome.decode_seconds / batch, outcome.tail_seconds / batch):
             self._average()
 
     def most_bytes(self, digest: str, plan: PlanKey) -> int:
@@ -115,23 +132,27 @@ class ServedModel:
         """
         return int(self._cut(digest, plan).nbytes(self.max_batch) * _CODEC_SPARE) + _TENSORS_SPARE_BYTES
 
-    def check(self, digest: str, plan: PlanKey, tensors: Sequence[EncodedTensor]) -> tuple[Cut, int]:
-        """The cut that a request is about, and its batch size; nothing is decoded.
+    def check(self, digest: str, plan: PlanKey, tensors: Sequence[EncodedTensor], reply_codec: str) -> int:
+        """The batch size of a request; nothing is decoded.
 
         Raises:
             ModelMismatchError: The device holds another file.
             CutError: There is no such cut, or it leaves nothing to the server.
-            InputError: The codec is unknown, the tensors are not those that are live at the cut, or too many items.
+            InputError: A codec is unknown or not allowed, the tensors are not those that are live at the cut, or there
+                are too many items.
         """
         cut = self._cut(digest, plan)
-        framing.check(tensors, codec_named(plan.codec))
+        for name in (plan.codec, reply_codec):
+            if name not in self.codecs:
+                raise InputError(f"unknown codec {name!r}: expected one of {', '.join(self.codecs)}")
+        framing.check(tensors, CODECS[plan.codec])
         try:
             batch = check_arrays(tensors, cut.specs)
         except InputError as error:
             raise InputError(f"model {self.name!r}, cut {plan.cut}: {error}") from error
         if batch > self.max_batch:
             raise InputError(f"model {self.name!r}: expected a batch of at most {self.max_batch}, got {batch}")
-        return cut, batch
+        return batch
 
     def _cut(self, digest: str, plan: PlanKey) -> Cut:
         if digest != self.stored.manifest.digest:
@@ -144,10 +165,30 @@ class ServedModel:
             raise CutError(f"cut {plan.cut} is out of range: expected 0 to {last} for model {self.name!r}")
         return self.graph.cut(plan.cut)
 
+    def _winning_cuts(self, costs: Mapping[PlanKey, CodecCost]) -> tuple[int, ...]:
+        """Cuts of plans that can win where codecs may lose nothing, and where one of them may.
+
+        A device is taken for a slower machine of this kind: scaling a coordinate does not change which plans can win.
+        """
+        heads = self._curves.head_seconds(self._profile.heads)
+        lossless = {DEFAULT_CODEC, *(name for name in self.codecs if CODECS[name].is_lossless)}
+        cuts: set[int] = set()
+        for name in self.codecs:
+            allowed = {plan: cost for plan, cost in costs.items() if plan.codec in lossless | {name}}
+            winning = winning_plans(points(self.graph, heads, self.tail_seconds, allowed))
+            cuts |= {point.key.cut for point in winning if not point.key.is_local}
+        return tuple(sorted(cuts))
+
+    def _decode_seconds(self, plan: PlanKey) -> float:
+        """Idle seconds of decoding what crosses, one item; the mean of the hosts."""
+        if not self._by_host:
+            return self._rated_decoding[plan]
+        return float(np.mean([times.decode_seconds(plan) for times in self._by_host.values()]))
+
     def _times(self, host: str) -> TailTimes:
         times = self._by_host.get(host)
         if times is None:
-            times = self._by_host[host] = TailTimes(self._curves, self._profile)
+            times = self._by_host[host] = TailTimes(self._curves, self._profile, self._rated_decoding)
         return times
 
     def _average(self) -> None:

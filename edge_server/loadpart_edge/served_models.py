@@ -12,7 +12,6 @@ from loadpart_common.errors import (
     OffloadError,
 )
 from loadpart_common.latency.measurements import Measurements
-from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
 from loadpart_common.store.engine_choice import choose_engine
 from loadpart_edge.served_model import ServedModel
 
@@ -74,6 +73,7 @@ class ServedModels:
                 latency[setup],
                 profile,
                 self._count_change,
+                codecs=settings.codecs,
                 memory_limit_bytes=settings.segment_memory_bytes,
             )
             self._models[name] = model
@@ -104,7 +104,7 @@ class ServedModels:
 
     def preparations(self) -> list[Preparation]:
         """The tails to build ahead, the canary's among them."""
-        wanted = [model.preparation(plan) for model in self for plan in model.candidates]
+        wanted = [model.preparation(cut) for model in self for cut in model.candidates]
         return list(dict.fromkeys([*wanted, self.canary()]))
 
     def canary(self) -> Preparation:
@@ -117,12 +117,12 @@ class ServedModels:
             ),
             key=lambda each: each[0],
         )
-        return model.preparation(PlanKey(cut, DEFAULT_CODEC))
+        return model.preparation(cut)
 
     def prepared(self, host: str, preparation: Preparation, seconds: float) -> None:
         """Takes in that a tail has been built on a host, and its idle time."""
         for model in self._by_digest[preparation.digest]:
-            model.prepared(host, preparation.plan, seconds)
+            model.prepared(host, preparation.cut, seconds)
 
     def _count_change(self) -> None:
         self.version += 1

@@ -15,10 +15,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from loadpart_common.codecs.registry import CODECS
 from loadpart_common.engines.choice import DEFAULT, EXACT, EngineChoice
 from loadpart_common.errors import SettingsError
 from loadpart_common.latency.measurements import default_folder
 from loadpart_common.machine import usable_cores
+from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.wire.credentials import ServerTls
 from loadpart_common.wire.endpoint import ADDRESS, Endpoint, is_address, is_loopback
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
@@ -39,6 +41,17 @@ def _address(value: object) -> object:
 def _names(value: object) -> object:
     """Splits a comma-separated list."""
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+def _codecs(value: object) -> object:
+    """Splits a list of codecs; the raw one is always among them."""
+    names = _names(value)
+    if isinstance(names, tuple):
+        for name in names:
+            if name not in CODECS:
+                raise ValueError(f"expected some of {', '.join(CODECS)}, got {name!r}")
+        return tuple(dict.fromkeys((DEFAULT_CODEC, *names)))
+    return names
 
 
 def _endpoint(value: object) -> object:
@@ -99,6 +112,9 @@ class Settings(BaseSettings):
     )
     precision: str = Field(EXACT, description="exact, or what the engine offers, such as bfloat16")
     provider: str = Field("", description="what the engine computes on, such as cuda; the processor when not given")
+    codecs: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_codecs)] = Field(
+        default_factory=lambda: tuple(CODECS), description="codecs that devices may use, separated by commas; all"
+    )
     threads: int = Field(0, ge=0, le=1024, description="threads of one worker; 0 shares the cores among the workers")
     queue_limit: int = Field(64, ge=1, description="jobs that may wait; more are refused")
     max_message_bytes: int = Field(

@@ -1,15 +1,17 @@
-"""How long the tails of one model take on one host."""
+"""How long the tails of one model take on one host, and decoding what they start from."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from loadpart_common.latency.anchors import Anchors
-from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadpart_common.latency.curves import Curves
     from loadpart_common.latency.profile import Profile
+    from loadpart_common.planning.plan import PlanKey
     from loadpart_common.tensors import Array
 
 
@@ -20,30 +22,38 @@ class TailTimes:
         seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,).
     """
 
-    def __init__(self, curves: Curves, profile: Profile) -> None:
+    def __init__(self, curves: Curves, profile: Profile, rated: Mapping[PlanKey, float]) -> None:
         """Makes the times of a host where no tail has run yet.
 
         Args:
             curves: What the latency model says of the network.
             profile: What was measured of it on the daemon's machine.
+            rated: Seconds of decoding by the codecs' rates, one item, by plan.
         """
         self._curves = curves
-        self._anchors = Anchors()
+        self._rated = rated
+        self._tails: Anchors[int] = Anchors()
+        self._decoding: Anchors[PlanKey] = Anchors()
         for cut, seconds in profile.tails.items():
-            self._anchors.measure(PlanKey(cut, DEFAULT_CODEC), seconds)
+            self._tails.measure(cut, seconds)
         self._redraw()
 
-    def measure(self, plan: PlanKey, seconds: float) -> None:
+    def decode_seconds(self, plan: PlanKey) -> float:
+        """Idle seconds of decoding what crosses, one item."""
+        return self._decoding.seconds.get(plan) or self._rated.get(plan, 0.0)
+
+    def measure(self, cut: int, seconds: float) -> None:
         """Takes in the idle time of a tail that has been built."""
-        self._anchors.measure(plan, seconds)
+        self._tails.measure(cut, seconds)
         self._redraw()
 
-    def observe(self, plan: PlanKey, seconds: float) -> bool:
-        """Takes in the time of a tail that ran for a device, one item; gives whether `seconds` has changed."""
-        changed = self._anchors.observe(plan, seconds)
-        if changed:
+    def observe(self, plan: PlanKey, decode_seconds: float, tail_seconds: float) -> bool:
+        """Takes in what ran for a device, one item; gives whether the times have changed."""
+        decoding_changed = plan in self._rated and self._decoding.record(plan, decode_seconds)
+        tails_changed = self._tails.observe(plan.cut, tail_seconds)
+        if tails_changed:
             self._redraw()
-        return changed
+        return decoding_changed or tails_changed
 
     def _redraw(self) -> None:
-        self.seconds: Array = self._curves.tail_seconds(self._anchors.by_cut())
+        self.seconds: Array = self._curves.tail_seconds(self._tails.seconds)

@@ -96,10 +96,13 @@ class Tensor(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
     data_type: Global___DataType.ValueType
     """Type of the elements."""
     data: _builtins.bytes
-    """The elements as the codec wrote them; `raw` is little-endian and row-major."""
+    """The elements as the message's codec wrote them; `raw` is little-endian and row-major."""
+    raw: _builtins.bool
+    """The elements are written as by the codec `raw`: the message's codec does not take this tensor."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Sizes of the dimensions."""
@@ -110,10 +113,11 @@ class Tensor(_message.Message):
         data_type: Global___DataType.ValueType = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
         data: _builtins.bytes = ...,
+        raw: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_type", b"data_type", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_type", b"data_type", "raw", b"raw", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,6 +191,7 @@ class InferRequest(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     PIECE_FIELD_NUMBER: _builtins.int
+    REPLY_CODEC_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model."""
     digest: _builtins.str
@@ -199,6 +204,8 @@ class InferRequest(_message.Message):
     """Bytes of all pieces together; 0 when the tensors are in this message."""
     piece: _builtins.bytes
     """The next bytes of the serialised tensors, at most 1 MiB."""
+    reply_codec: _builtins.str
+    """Codec that the response's tensors are to be written with; `raw` when not given."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
         """The tensors that are live at the cut, in the order of the graph."""
@@ -213,10 +220,11 @@ class InferRequest(_message.Message):
         codec: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
         piece: _builtins.bytes = ...,
+        reply_codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut", "digest", b"digest", "model", b"model", "piece", b"piece", "tensors", b"tensors", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut", "digest", b"digest", "model", b"model", "piece", b"piece", "reply_codec", b"reply_codec", "tensors", b"tensors", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,12 +241,15 @@ class InferResponse(_message.Message):
     TAIL_SECONDS_FIELD_NUMBER: _builtins.int
     SERVER_SECONDS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    DECODE_SECONDS_FIELD_NUMBER: _builtins.int
     queue_seconds: _builtins.float
     """Seconds between the server's receiving the request and a worker's taking it."""
     tail_seconds: _builtins.float
     """Seconds that the tail ran."""
     server_seconds: _builtins.float
     """Seconds between receiving the request and sending this response, all told."""
+    decode_seconds: _builtins.float
+    """Seconds that the request's tensors took to decode."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
         """The outputs of the network that the tail produces, in the order of the network's outputs."""
@@ -255,10 +266,11 @@ class InferResponse(_message.Message):
         tail_seconds: _builtins.float = ...,
         server_seconds: _builtins.float = ...,
         status: Global___ServerStatus | None = ...,
+        decode_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["queue_seconds", b"queue_seconds", "server_seconds", b"server_seconds", "status", b"status", "tail_seconds", b"tail_seconds", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_seconds", b"decode_seconds", "queue_seconds", b"queue_seconds", "server_seconds", b"server_seconds", "status", b"status", "tail_seconds", b"tail_seconds", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,19 +394,23 @@ class Plan(_message.Message):
 
     CUT_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    DECODE_SECONDS_FIELD_NUMBER: _builtins.int
     cut: _builtins.int
     """Layers on the device."""
     codec: _builtins.str
     """Codec of the tensors that cross."""
+    decode_seconds: _builtins.float
+    """Seconds that this server takes to decode them when idle, one image."""
     def __init__(
         self,
         *,
         cut: _builtins.int = ...,
         codec: _builtins.str = ...,
+        decode_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "cut", b"cut", "decode_seconds", b"decode_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -416,6 +432,7 @@ class ModelInfo(_message.Message):
     LABELS_DIGEST_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FIELD_NUMBER: _builtins.int
     NUMERICS_FIELD_NUMBER: _builtins.int
+    CODECS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     digest: _builtins.str
@@ -440,7 +457,11 @@ class ModelInfo(_message.Message):
 
     @_builtins.property
     def ready_plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plan]:
-        """Plans whose tails are built."""
+        """Plans whose tails are built, with every codec that the server takes there."""
+
+    @_builtins.property
+    def codecs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Codecs that the server takes; when there are none, `raw` alone."""
 
     def __init__(
         self,
@@ -455,10 +476,11 @@ class ModelInfo(_message.Message):
         labels_digest: _builtins.str = ...,
         max_batch: _builtins.int = ...,
         numerics: _builtins.str = ...,
+        codecs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "format", b"format", "labels_digest", b"labels_digest", "max_batch", b"max_batch", "modelled_tail_seconds", b"modelled_tail_seconds", "name", b"name", "numerics", b"numerics", "ready_plans", b"ready_plans", "tail_seconds", b"tail_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "digest", b"digest", "engine", b"engine", "format", b"format", "labels_digest", b"labels_digest", "max_batch", b"max_batch", "modelled_tail_seconds", b"modelled_tail_seconds", "name", b"name", "numerics", b"numerics", "ready_plans", b"ready_plans", "tail_seconds", b"tail_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,13 +11,21 @@ from loadpart_common.codecs.base import Buffer, Codec
 from loadpart_common.errors import InputError
 
 if TYPE_CHECKING:
-    from loadpart_common.tensors import Array
+    from loadpart_common.tensors import Array, TensorSpec
 
 
 class RawCodec(Codec):
     """Little-endian, row-major, uncompressed."""
 
     name = "raw"
+
+    def takes(self, spec: TensorSpec) -> bool:  # noqa: ARG002
+        """See `Codec.takes`."""
+        return True
+
+    def sample(self) -> Array:
+        """See `Codec.sample`."""
+        return np.zeros(1 << 16, np.uint8)
 
     def encode(self, array: Array) -> Buffer:
         """See `Codec.encode`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loadpart_common.codecs.raw import RawCodec
@@ -13,7 +15,19 @@ if TYPE_CHECKING:
 
 CODECS: Registry[Codec] = Registry("codec")
 
+
+def _made(module: str, kind: str, *arguments: int) -> Codec:
+    """A codec whose module is imported only when it is used: some are heavy."""
+    codec: Codec = getattr(importlib.import_module(f"loadpart_common.codecs.{module}"), kind)(*arguments)
+    return codec
+
+
 CODECS.register(RawCodec.name, RawCodec)
+CODECS.register("webp-lossless", partial(_made, "webp_lossless", "WebpLosslessCodec"))
+CODECS.register("q8", partial(_made, "q8", "Q8Codec"))
+CODECS.register("q8z", partial(_made, "q8z", "Q8zCodec"))
+for _quality in (75, 85, 90, 95):
+    CODECS.register(f"jpeg-{_quality}", partial(_made, "jpeg", "JpegCodec", _quality))
 
 
 def codec_named(name: str) -> Codec:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from loadpart_common.planning.plan import PlanKey
+    from collections.abc import Hashable, Mapping
+
+K = TypeVar("K", bound="Hashable")
 
 _FALL, _RISE = 0.02, 0.002
 """Steps of the logarithm by which an observation moves an anchor: it settles where one in eleven lies below it."""
@@ -18,8 +20,8 @@ _WORTH_REDRAWING = 0.02
 """The change, as a share, from which on curves are drawn anew."""
 
 
-class Anchors:
-    """Idle seconds of the heads, or of the tails, of some plans of a network.
+class Anchors(Generic[K]):
+    """Idle seconds of some things that run again and again, such as the heads of a network by cut.
 
     A run under way is never quicker than an idle one except for noise, and slower by any amount when the machine is
     loaded. So each anchor follows a low quantile of what is observed, by small steps up and ten times larger ones down
@@ -29,27 +31,28 @@ class Anchors:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[PlanKey, float] = {}
-        self._measured: dict[PlanKey, float] = {}
-        self._drawn: dict[PlanKey, float] = {}  # as they were when curves were last drawn
+        self._seconds: dict[K, float] = {}
+        self._measured: dict[K, float] = {}
+        self._drawn: dict[K, float] = {}  # as they were when curves were last drawn
 
-    def get(self, key: PlanKey) -> float | None:
-        """The anchor of a plan in seconds; None when it was never measured."""
-        return self._seconds.get(key)
+    @property
+    def seconds(self) -> Mapping[K, float]:
+        """The anchors in seconds; those that were never measured are not there."""
+        return self._seconds
 
-    def by_cut(self) -> dict[int, float]:
-        """The anchors by cut, as `Curves` takes them; of several plans with one cut the least."""
-        least: dict[int, float] = {}
-        for key, seconds in self._seconds.items():
-            least[key.cut] = min(seconds, least.get(key.cut, seconds))
-        return least
-
-    def measure(self, key: PlanKey, seconds: float) -> None:
+    def measure(self, key: K, seconds: float) -> None:
         """Takes in an idle measurement; of several the least counts."""
         self._measured[key] = min(seconds, self._measured.get(key, seconds))
         self._seconds[key] = self._drawn[key] = self._measured[key]
 
-    def observe(self, key: PlanKey, seconds: float) -> bool:
+    def record(self, key: K, seconds: float) -> bool:
+        """As `observe`, but takes the first run of all for an idle measurement, where there can be no better one."""
+        if key in self._seconds:
+            return self.observe(key, seconds)
+        self.measure(key, seconds)
+        return True
+
+    def observe(self, key: K, seconds: float) -> bool:
         """Takes in what a run took; gives whether the anchors have changed enough to draw curves anew."""
         anchor = self._seconds.get(key)
         if anchor is None:

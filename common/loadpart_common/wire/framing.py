@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from loadpart.v1 import offload_pb2
 from loadpart_common import protobuf_fields
+from loadpart_common.codecs.raw import RawCodec
 from loadpart_common.errors import InputError, RequestError
 from loadpart_common.protobuf_fields import WireError, field_prefix, fields
 from loadpart_common.tensors import DTYPES
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
 
 M = TypeVar("M", bound=Message)
+
+_RAW = RawCodec()
 
 _MAX_RANK = 32  # numpy's
 
@@ -50,11 +53,13 @@ class EncodedTensor(NamedTuple):
         dtype: Type of its elements.
         shape: Its shape.
         data: Its elements as the codec wrote them; a view of the message.
+        is_raw: Whether they are raw, because the message's codec does not take them.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     data: memoryview
+    is_raw: bool = False
 
 
 def parse(kind: type[M], data: bytes) -> M:
@@ -78,18 +83,26 @@ def with_tensors(message: Message, arrays: Iterable[Array], codec: Codec) -> byt
 
 
 def tensor_pieces(kind: type[Message], arrays: Iterable[Array], codec: Codec) -> list[Buffer]:
-    """The serialised field `tensors` of a kind of message, in pieces that may be the arrays' own memory."""
+    """The serialised field `tensors` of a kind of message, in pieces that may be the arrays' own memory.
+
+    Arrays that the codec does not take are written raw.
+    """
     pieces: list[Buffer] = []
     for array in arrays:
         data = codec.encode(array)
-        pieces += (_tensor_prefix(kind, array.dtype, array.shape, len(data)), data)  # type: ignore[arg-type]
+        is_raw = data is None
+        if data is None:
+            data = _RAW.encode(array)
+        pieces += (_tensor_prefix(kind, array.dtype, array.shape, len(data), is_raw), data)  # type: ignore[arg-type]
     return pieces
 
 
 @functools.lru_cache(_PREFIXES)
-def _tensor_prefix(kind: type[Message], dtype: np.dtype[Any], shape: tuple[int, ...], nbytes: int) -> bytes:
+def _tensor_prefix(
+    kind: type[Message], dtype: np.dtype[Any], shape: tuple[int, ...], nbytes: int, is_raw: bool
+) -> bytes:
     """The serialised bytes before a tensor's elements, which take `nbytes`."""
-    head = offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[dtype], shape=shape).SerializeToString()
+    head = offload_pb2.Tensor(data_type=_NUMBER_BY_DTYPE[dtype], shape=shape, raw=is_raw).SerializeToString()
     head += field_prefix(offload_pb2.Tensor.DATA_FIELD_NUMBER, nbytes)
     return field_prefix(kind.DESCRIPTOR.fields_by_name["tensors"].number, len(head) + nbytes) + head
 
@@ -110,7 +123,9 @@ def read_message(kind: type[M], data: bytes | bytearray) -> tuple[M, list[Encode
     if layout is None or message is None:
         message, layout = _read_layout(kind, data)
     view = memoryview(data)
-    return message, [EncodedTensor(dtype, shape, view[start:end]) for _, start, end, dtype, shape in layout.tensors]
+    return message, [
+        EncodedTensor(dtype, shape, view[start:end], is_raw) for _, start, end, dtype, shape, is_raw in layout.tensors
+    ]
 
 
 def decode(tensors: Sequence[EncodedTensor], codec: Codec, *, copy: bool = False) -> list[Array]:
@@ -125,9 +140,9 @@ def decode(tensors: Sequence[EncodedTensor], codec: Codec, *, copy: bool = False
         InputError: The bytes of a tensor do not fit its type and shape.
     """
     arrays = []
-    for index, (dtype, shape, data) in enumerate(tensors):
+    for index, (dtype, shape, data, is_raw) in enumerate(tensors):
         try:
-            arrays.append(codec.decode(bytearray(data) if copy else data, dtype, shape))
+            arrays.append((_RAW if is_raw else codec).decode(bytearray(data) if copy else data, dtype, shape))
         except InputError as error:
             raise InputError(f"tensor {index}: {error}") from error
     return arrays
@@ -139,9 +154,9 @@ def check(tensors: Sequence[EncodedTensor], codec: Codec) -> None:
     Raises:
         InputError: The bytes of a tensor do not fit its type and shape.
     """
-    for index, (dtype, shape, data) in enumerate(tensors):
+    for index, (dtype, shape, data, is_raw) in enumerate(tensors):
         try:
-            codec.check(len(data), dtype, shape)
+            (_RAW if is_raw else codec).check(len(data), dtype, shape)
         except InputError as error:
             raise InputError(f"tensor {index}: {error}") from error
 
@@ -154,16 +169,17 @@ class _Layout(NamedTuple):
 
     Attributes:
         head_bytes: Bytes of the other fields.
-        tensors: For each tensor: the bytes before its elements, start and end of these, element type, and shape.
+        tensors: For each tensor: the bytes before its elements, start and end of these, element type, shape, and
+            whether it is raw.
     """
 
     head_bytes: int
-    tensors: list[tuple[bytes, int, int, np.dtype[Any], tuple[int, ...]]]
+    tensors: list[tuple[bytes, int, int, np.dtype[Any], tuple[int, ...], bool]]
 
     def message(self, kind: type[M], data: bytes | bytearray) -> M | None:
         """The other fields of a message of the same length; None if its layout differs."""
         position = self.head_bytes
-        for prefix, start, end, _, _ in self.tensors:
+        for prefix, start, end, *_ in self.tensors:
             if data[position:start] != prefix:
                 return None
             position = end
@@ -202,7 +218,8 @@ def _read_layout(kind: type[M], data: bytes | bytearray) -> tuple[M, _Layout]:
     layout = _Layout(first_tensor, [])
     position = first_tensor
     for index, (tensor, start, end) in enumerate(tensors):
-        layout.tensors.append((bytes(data[position:start]), start, end, *_element_type_and_shape(index, tensor)))
+        prefix = bytes(data[position:start])
+        layout.tensors.append((prefix, start, end, *_element_type_and_shape(index, tensor), tensor.raw))
         position = end
     are_last = sum(map(len, rest)) == first_tensor and position == len(data)
     if are_last and all(len(prefix) <= _LONGEST_PREFIX for prefix, *_ in layout.tensors):

@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import SettingsError, UnavailableError
 from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.measurements import Measurements
-from loadpart_common.planning.plan import points
+from loadpart_common.planning.plan import PlanKey, coded_plans, points, rated_cost, undominated_codecs
 from loadpart_common.store.engine_choice import choose_engine
+from loadpart_device.codec_costs import CodecCosts
 from loadpart_device.deciding.explain import Network
 from loadpart_device.edges.edge import Edge
 from loadpart_device.edges.probe_budget import ProbeBudget
 from loadpart_device.model_cache import find_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from loadpart_common.engines.choice import EngineChoice
@@ -33,6 +35,7 @@ def look_up(
     cache: Path,
     latency_folder: Path | None,
     engine: EngineChoice,
+    codecs: Sequence[str],
     timeout_seconds: float,
     measure: bool,
     on_progress: Callable[[int, int], None],
@@ -47,6 +50,7 @@ def look_up(
         cache: Folder of fetched models.
         latency_folder: Folder with what was measured of this machine; the usual one when None.
         engine: What the settings say of the engine.
+        codecs: Codecs that may be used.
         timeout_seconds: How long to wait for the server.
         measure: Whether to measure the link and the load, too; then the server has to be there.
         on_progress: Called with the bytes that have come and those of all, while a model is fetched.
@@ -71,11 +75,22 @@ def look_up(
     measurements = Measurements(setup, latency_folder)
     curves, profile = Curves(graph, measurements.model()), measurements.profile(stored.manifest.digest)
     heads = curves.head_seconds(profile.heads)
+    plans = coded_plans(graph, codecs)
+    decode_seconds = {plan: rated_cost(graph, plan, CODECS[plan.codec].rates).decode_seconds for plan in plans}
     if info is None:
         source, tails = "heads and tails as on this machine: no server is there", curves.tail_seconds(profile.tails)
     else:
         source, tails = f"heads as on this machine, tails as {edge.name} says", np.array(info.tail_seconds)
-    return Network(name, graph, points(graph, heads, tails), source, link, load)
+        decode_seconds = {plan: seconds for plan, seconds in decode_seconds.items() if plan.codec in info.codecs}
+        decode_seconds |= {
+            PlanKey(plan.cut, plan.codec): plan.decode_seconds
+            for plan in info.ready_plans
+            if PlanKey(plan.cut, plan.codec) in decode_seconds
+        }
+    costs = CodecCosts(graph, plans)
+    costs.time_codecs()
+    every = undominated_codecs(points(graph, heads, tails, costs.costs(decode_seconds)))
+    return Network(name, graph, tuple(every), source, link, load)
 
 
 def _measure(edge: Edge, timeout_seconds: float) -> tuple[LinkReading, ServerLoad]:

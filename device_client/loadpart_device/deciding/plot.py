@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loadpart_common.errors import SettingsError
+from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.planning.plans import Plans
 from loadpart_device.deciding.policies import LoadAware
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from loadpart_common.planning.plan import PlanKey
     from loadpart_device.deciding.explain import Network, State
 
 _PARTS = (
@@ -67,11 +69,15 @@ def _draw_bars(axes: Any, network: Network, state: State) -> None:
     )  # fmt: skip
     can_win = [place for place, cost in enumerate(costs) if cost.can_win]
     axes.plot(can_win, np.zeros(len(can_win)), "k^", markersize=6, clip_on=False, label="can win")
-    axes.set_xticks(can_win, [str(costs[place].plan.cut) for place in can_win])
+    axes.set_xticks(can_win, [_tick(costs[place].plan) for place in can_win])
     axes.set_xlim(-1, len(costs))
     axes.set_xlabel("cut (layers on the device)")
     axes.set_ylabel("milliseconds")
     axes.legend(loc="upper right", fontsize=8)
+
+
+def _tick(plan: PlanKey) -> str:
+    return str(plan.cut) if plan.codec in ("", DEFAULT_CODEC) else f"{plan.cut}\n{plan.codec}"
 
 
 def _draw_winners(axes: Any, network: Network, state: State) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import SettingsError
 from loadpart_common.planning.plan import local_plan, plan_at
 from loadpart_common.planning.plans import Weights
@@ -216,29 +218,33 @@ class Paper(LoadAware):
 
 
 class FixedPlan(Policy):
-    """Always the same plan, with the first server that may be asked."""
+    """Always the same plan, with the first server that may be asked.
+
+    Attributes:
+        plan: The plan.
+    """
 
     def __init__(self, plan: PlanKey, name: str) -> None:
-        self._plan = plan
+        self.plan = plan
         self.name = name
 
     @property
     def needs_server(self) -> bool:
         """See `Policy.needs_server`."""
-        return not self._plan.is_local
+        return not self.plan.is_local
 
     def choose(self, world: World, batch: int) -> Choice:
         """See `Policy.choose`."""
-        if self._plan.is_local:
-            return Choice(Chosen("", self._plan), None, f"policy {self.name}")
+        if self.plan.is_local:
+            return Choice(Chosen("", self.plan), None, f"policy {self.name}")
         for state in world.edges:
             if state.unavailable is None:
-                return Choice(Chosen(state.edge, self._plan), self._seconds(state, world, batch), f"policy {self.name}")
+                return Choice(Chosen(state.edge, self.plan), self._seconds(state, world, batch), f"policy {self.name}")
         return Choice(Chosen("", world.local), None, f"local: {_why_local(world)}")
 
     def _seconds(self, state: EdgeState, world: World, batch: int) -> float | None:
         """Predicted latency of the plan; None when link, load, or the plan's own times are not known."""
-        position = state.plans.position(self._plan)
+        position = state.plans.position(self.plan)
         if position is None or state.link is None or state.load is None:
             return None
         weights = weigh(state.link, state.load, world.device_slow_down, world.reply_bytes, batch)
@@ -249,15 +255,16 @@ ADAPTIVE: dict[str, type[LoadAware]] = {kind.name: kind for kind in (LoadAware, 
 """Policies that weigh plans."""
 
 _FIXED = ("local", "offload")
+_CUT_AND_CODEC = re.compile(r"(?P<cut>[0-9]+):(?P<codec>[^:]+)")
 POLICIES = (*ADAPTIVE, *_FIXED)
-"""Names of the policies; a number is a policy too: that cut."""
+"""Names of the policies; a number is a policy too: that cut; and CUT:CODEC is one, such as `0:webp-lossless`."""
 
 
 def make_policy(policy: str | int, graph: Graph) -> Policy:
-    """A policy by its name, or by the cut that it always takes.
+    """A policy by its name, or by the cut that it always takes, raw or with a codec.
 
     Raises:
-        SettingsError: There is none of that name.
+        SettingsError: There is none of that name, or no such codec.
         CutError: The network cannot be cut there.
     """
     if isinstance(policy, int) and not isinstance(policy, bool):
@@ -266,7 +273,12 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
         return ADAPTIVE[policy]()
     if isinstance(policy, str) and policy in _FIXED:
         return FixedPlan(local_plan(graph) if policy == "local" else plan_at(graph, 0), policy)
-    raise SettingsError(f"policy: expected one of {', '.join(POLICIES)} or the number of a cut, got {policy!r}")
+    if isinstance(policy, str) and (match := _CUT_AND_CODEC.fullmatch(policy)):
+        plan = plan_at(graph, int(match["cut"]), CODECS[match["codec"]].name)
+        return FixedPlan(plan, str(plan))
+    raise SettingsError(
+        f"policy: expected one of {', '.join(POLICIES)}, the number of a cut, or CUT:CODEC, got {policy!r}"
+    )
 
 
 def _why_local(world: World) -> str:

@@ -23,6 +23,7 @@ from loadpart_common.errors import (
     RequestError,
     UnavailableError,
 )
+from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.protobuf_fields import field_prefix
 from loadpart_common.tensors import check_arrays
 from loadpart_common.wire.error_codes import error_of
@@ -68,9 +69,11 @@ class TailReply(NamedTuple):
         outputs: The outputs that the tail gives.
         encode_seconds: Writing the request.
         network_seconds: On the way, both ways, decoding included.
-        queue_seconds: In the server before the tail ran.
+        queue_seconds: In the server before the tail's turn.
+        decode_seconds: Reading what crossed, in the server.
         tail_seconds: Running the tail.
         status: The server's load afterwards; None when it told none that can be true.
+        encoded_bytes: Of the tensors that crossed.
         sent_bytes: Of the request.
         received_bytes: Of the response.
         is_timed: Whether the server's own times can be true, so that `network_seconds` is one.
@@ -80,8 +83,10 @@ class TailReply(NamedTuple):
     encode_seconds: float
     network_seconds: float
     queue_seconds: float
+    decode_seconds: float
     tail_seconds: float
     status: offload_pb2.ServerStatus | None
+    encoded_bytes: int
     sent_bytes: int
     received_bytes: int
     is_timed: bool = True
@@ -96,6 +101,7 @@ class Tail(NamedTuple):
         plan: Where the network is cut, and how the tensors are encoded.
         outputs: Specifications of what it gives.
         batch: Items of the batch.
+        reply_codec: How the outputs are to be encoded.
     """
 
     model: str
@@ -103,12 +109,15 @@ class Tail(NamedTuple):
     plan: PlanKey
     outputs: tuple[TensorSpec, ...]
     batch: int
+    reply_codec: str
 
     @classmethod
-    def of(cls, graph: Graph, model: str, digest: str, plan: PlanKey, batch: int = 1) -> Tail:
+    def of(
+        cls, graph: Graph, model: str, digest: str, plan: PlanKey, batch: int = 1, reply_codec: str = DEFAULT_CODEC
+    ) -> Tail:
         """The tail of a network that a plan leaves to the server."""
         outputs = tuple([graph.spec(value) for value in graph.tail(plan.cut).outputs])
-        return cls(model, digest, plan, outputs, batch)
+        return cls(model, digest, plan, outputs, batch, reply_codec)
 
 
 class StatusStream(Protocol):
@@ -124,13 +133,21 @@ class PendingReply:
     """A tail that the server has been asked to run."""
 
     def __init__(
-        self, call: Any, tail: Tail, doubts: Doubts, *, started: float, encoded: float, sent_bytes: int
+        self,
+        call: Any,
+        tail: Tail,
+        doubts: Doubts,
+        *,
+        started: float,
+        encoded: float,
+        encoded_bytes: int,
+        sent_bytes: int,
     ) -> None:
         self._call = call
         self._tail = tail
         self._doubts = doubts
         self._started, self._encoded = started, encoded
-        self._sent_bytes = sent_bytes
+        self._encoded_bytes, self._sent_bytes = encoded_bytes, sent_bytes
 
     @property
     def is_done(self) -> bool:
@@ -159,16 +176,21 @@ class PendingReply:
             raise UnavailableError("the connection was closed")
         try:
             response, tensors = read_message(offload_pb2.InferResponse, data)
-            outputs = decode(tensors, CODECS[self._tail.plan.codec], copy=True)
+            outputs = decode(tensors, CODECS[self._tail.reply_codec], copy=True)
             check_arrays(outputs, self._tail.outputs, self._tail.batch)
         except RequestError as error:
             raise InternalError(f"the server's answer is not one: {error}") from error
         elapsed = time.perf_counter() - self._encoded
         server_seconds, tail_seconds = response.server_seconds, response.tail_seconds
-        is_timed = is_seconds(server_seconds, elapsed) and is_seconds(tail_seconds, server_seconds)
+        decode_seconds = response.decode_seconds
+        is_timed = (
+            is_seconds(server_seconds, elapsed)
+            and is_seconds(decode_seconds, server_seconds)
+            and is_seconds(tail_seconds, server_seconds - decode_seconds)
+        )
         if not is_timed:
             self._doubts.add("time of its own")
-            server_seconds = tail_seconds = 0.0
+            server_seconds = decode_seconds = tail_seconds = 0.0
         status = response.status if is_status(response.status) else None
         if status is None:
             self._doubts.add("status")
@@ -176,9 +198,11 @@ class PendingReply:
             outputs,
             encode_seconds=self._encoded - self._started,
             network_seconds=elapsed - server_seconds,
-            queue_seconds=server_seconds - tail_seconds,
+            queue_seconds=server_seconds - decode_seconds - tail_seconds,
+            decode_seconds=decode_seconds,
             tail_seconds=tail_seconds,
             status=status,
+            encoded_bytes=self._encoded_bytes,
             sent_bytes=self._sent_bytes,
             received_bytes=len(data),
             is_timed=is_timed,
@@ -242,7 +266,7 @@ class Connection:
             UnavailableError: The connection is closed.
         """
         started = time.perf_counter()
-        head = _request(tail.model, tail.digest, tail.plan)
+        head = _request(tail.model, tail.digest, tail.plan, tail.reply_codec)
         pieces = tensor_pieces(offload_pb2.InferRequest, arrays, CODECS[tail.plan.codec])
         total = sum(map(len, pieces))
         nbytes = len(head) + total
@@ -260,7 +284,9 @@ class Connection:
                 call = stubs.infer_in_pieces.future(_in_pieces(head, b"".join(pieces)), **options)
         except ValueError as error:  # the channel is closed
             raise UnavailableError("the connection was closed") from error
-        return PendingReply(call, tail, self.doubts, started=started, encoded=encoded, sent_bytes=nbytes)
+        return PendingReply(
+            call, tail, self.doubts, started=started, encoded=encoded, encoded_bytes=total, sent_bytes=nbytes
+        )
 
     def infer(self, tail: Tail, arrays: Sequence[Array], timeout_seconds: float) -> TailReply:
         """Has the server run a tail, and waits for it.
@@ -469,9 +495,11 @@ def model_info(models: dict[str, offload_pb2.ModelInfo], name: str, endpoint: En
 
 
 @functools.lru_cache(_REQUESTS)
-def _request(model: str, digest: str, plan: PlanKey) -> bytes:
+def _request(model: str, digest: str, plan: PlanKey, reply_codec: str) -> bytes:
     """A request that lacks its tensors."""
     message = offload_pb2.InferRequest(model=model, digest=digest, cut=plan.cut, codec=plan.codec)
+    if reply_codec != DEFAULT_CODEC:
+        message.reply_codec = reply_codec
     return message.SerializeToString()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_device.edges.availability import Availability
 from loadpart_device.edges.follower import Follower
 from loadpart_device.edges.lateness import Lateness
@@ -101,12 +102,18 @@ class Edge:
             return f"the server takes no batch of {batch}, but of {self.offer.max_batch}"
         return None
 
+    def why_not_read(self, codec: str) -> str | None:
+        """Why the server could not read what a codec writes; None when it can."""
+        if codec == DEFAULT_CODEC or (self.offer is not None and codec in self.offer.codecs):
+            return None
+        return f"the server does not take the codec {codec!r}"
+
     def reply_received(self, reply: TailReply) -> None:
         """Takes in what a request of this device's says of the server and of the link."""
         self.availability.succeeded()
         if not reply.is_timed:
             return
-        self._load.reply_received(reply.queue_seconds, reply.tail_seconds)
+        self._load.reply_received(reply.queue_seconds, reply.decode_seconds + reply.tail_seconds)
         if reply.status is not None:
             self._load.status_received(reply.status)
         if self._is_quiet():  # while segments are built, a slow device would take its own slowness for a thin link

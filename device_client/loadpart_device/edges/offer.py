@@ -9,9 +9,11 @@ import numpy as np
 
 from loadpart_common.planning.plan import PlanKey
 from loadpart_common.text import printable
-from loadpart_device.edges.plausible import are_tail_seconds
+from loadpart_device.edges.plausible import are_tail_seconds, is_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadpart.v1 import offload_pb2
     from loadpart_common.tensors import Array
 
@@ -23,7 +25,8 @@ class Offer:
     Attributes:
         tail_seconds: Idle seconds of each cut's tail there, one item, shape (layers + 1,).
         modelled_tail_seconds: The same from the server's latency model alone.
-        ready_plans: Plans whose tails are built there.
+        decode_seconds: Idle seconds that it takes to decode what crosses, one item, by the plans whose tails are built.
+        codecs: Codecs that it takes, besides the raw one.
         max_batch: Largest batch that it runs.
         engine: The engine that runs them, in words.
         numerics: See `EngineSetup.numerics`.
@@ -31,7 +34,8 @@ class Offer:
 
     tail_seconds: Array
     modelled_tail_seconds: Array
-    ready_plans: frozenset[PlanKey]
+    decode_seconds: Mapping[PlanKey, float]
+    codecs: frozenset[str]
     max_batch: int
     engine: str = ""
     numerics: str = ""
@@ -50,5 +54,11 @@ class Offer:
         tails, modelled = np.array(info.tail_seconds), np.array(info.modelled_tail_seconds)
         if not are_tail_seconds(tails, layers) or not are_tail_seconds(modelled, layers):
             return None
-        ready = frozenset(PlanKey(plan.cut, plan.codec) for plan in info.ready_plans)
-        return cls(tails, modelled, ready, info.max_batch, printable(info.engine), info.numerics)
+        ready = {
+            PlanKey(plan.cut, plan.codec): plan.decode_seconds
+            for plan in info.ready_plans
+            if is_seconds(plan.decode_seconds)
+        }
+        return cls(
+            tails, modelled, ready, frozenset(info.codecs), info.max_batch, printable(info.engine), info.numerics
+        )

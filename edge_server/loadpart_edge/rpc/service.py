@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from loadpart.v1 import offload_pb2
 from loadpart_common.errors import MessageTooLargeError, ModelError, UnavailableError
 from loadpart_common.files import file_state, open_regular
-from loadpart_common.planning.plan import PlanKey
+from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
 from loadpart_common.wire.framing import parse, read_message
 from loadpart_common.wire.limits import LARGEST_PROBE_BYTES
 from loadpart_common.wire.methods import METHODS, SERVICE
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from loadpart_common.graph import Cut
     from loadpart_edge.metrics import Metrics
     from loadpart_edge.rpc.call import Call
     from loadpart_edge.rpc.door import Door
@@ -93,16 +92,18 @@ class OffloadService:
         request, tensors = read_message(offload_pb2.InferRequest, data)
         model = self._models.get(request.model)
         plan = PlanKey(request.cut, request.codec)
-        cut, batch = model.check(request.digest, plan, tensors)
-        job = Job(request.digest, plan, batch, tuple(tensors))
+        reply_codec = request.reply_codec or DEFAULT_CODEC
+        batch = model.check(request.digest, plan, tensors, reply_codec)
+        job = Job(request.digest, plan, batch, tuple(tensors), reply_codec)
         served = await self._scheduler.run(job, partial(model.predict, plan, batch), call.owner, call.deadline)
         response = offload_pb2.InferResponse(
             queue_seconds=served.queue_seconds + served.outcome.build_seconds,
+            decode_seconds=served.outcome.decode_seconds,
             tail_seconds=served.outcome.tail_seconds,
             status=self._board.current(),
         )
         response.server_seconds = seconds = time.perf_counter() - call.received
-        self._scheduler.deferred(self._count_job, call.owner, model, plan, cut, batch, served, seconds)
+        self._scheduler.deferred(self._count_job, call.owner, model, job, served, seconds)
         return response.SerializeToString() + served.outcome.tensors
 
     def _most_bytes(self, head: offload_pb2.InferRequest) -> int:
@@ -142,9 +143,13 @@ class OffloadService:
                 numerics=model.setup.numerics,
                 tail_seconds=model.tail_seconds.tolist(),
                 modelled_tail_seconds=model.modelled_tail_seconds.tolist(),
-                ready_plans=[offload_pb2.Plan(cut=plan.cut, codec=plan.codec) for plan in sorted(model.ready_plans)],
+                ready_plans=[
+                    offload_pb2.Plan(cut=plan.cut, codec=plan.codec, decode_seconds=seconds)
+                    for plan, seconds in model.ready_plans.items()
+                ],
                 labels_digest=model.stored.manifest.labels_digest,
                 max_batch=model.max_batch,
+                codecs=model.codecs,
             )
             for model in self._models
         ]
@@ -165,16 +170,8 @@ class OffloadService:
         except OSError as error:
             raise ModelError("the model file cannot be read any more") from error
 
-    def _count_job(
-        self,
-        owner: Owner,
-        model: ServedModel,
-        plan: PlanKey,
-        cut: Cut,
-        batch: int,
-        served: Served,
-        total_seconds: float,
-    ) -> None:
+    def _count_job(self, owner: Owner, model: ServedModel, job: Job, served: Served, total_seconds: float) -> None:
         self._board.devices.seen(owner)
-        model.observe(served.host, plan, served.outcome.tail_seconds / batch)
-        self._metrics.inferred(model.name, plan, cut.nbytes(batch), served, total_seconds)
+        model.observe(served.host, job.plan, served.outcome, job.batch)
+        nbytes = sum(len(tensor.data) for tensor in job.tensors)
+        self._metrics.inferred(model.name, job.plan, nbytes, served, total_seconds)

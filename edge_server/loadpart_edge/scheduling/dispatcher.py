@@ -270,7 +270,7 @@ class Dispatcher:
 
     def _tail_prepared(self, worker: Worker, preparation: Preparation, answer: Prepared | OffloadError) -> None:
         if isinstance(answer, OffloadError):
-            log.error("model %s..., %s: %s", preparation.digest[:12], preparation.plan, answer)
+            log.error("model %s..., cut %d: %s", preparation.digest[:12], preparation.cut, answer)
         self.on_prepared(worker, preparation, answer)
 
     def _start(self, seat: Seat, worker: Worker, job: QueuedJob) -> None:
@@ -300,7 +300,7 @@ class Dispatcher:
             if outcome.build_seconds:
                 seat.built.add(job.tail)
             self._forget(seat, outcome.dropped)
-            self._deferred(self._hosts[job.host].slow_down.record, job.predicted_seconds, outcome.tail_seconds)
+            self._deferred(self._hosts[job.host].slow_down.record, job.predicted_seconds, outcome.run_seconds)
         self._stop(seat, job)
         self._release(seat)
 

@@ -117,7 +117,7 @@ class Scheduler:
         if self._dispatcher.has_built(queued.tail):
             self._queue.append(queued)
         else:
-            self._builds.ask(queued, lambda: Preparation(job.digest, job.plan, 0, job.batch))
+            self._builds.ask(queued, lambda: Preparation(job.digest, job.plan.cut, 0, job.batch))
         self._dispatcher.dispatch()
         self._change_soon()
         try:

@@ -91,4 +91,4 @@ class Seat:
 
 def tail_of(preparation: Preparation) -> Tail:
     """The tail that a preparation builds."""
-    return Tail(preparation.digest, preparation.plan.cut, preparation.batch)
+    return Tail(preparation.digest, preparation.cut, preparation.batch)

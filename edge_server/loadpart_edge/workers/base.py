@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+from loadpart_common.planning.plan import DEFAULT_CODEC
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -27,12 +29,14 @@ class Job(NamedTuple):
         plan: Where the network is cut, and how the tensors are encoded.
         batch: Items of the batch.
         tensors: The tensors that are live at the cut, as they came in the request.
+        reply_codec: How the outputs are to be encoded.
     """
 
     digest: str
     plan: PlanKey
     batch: int
     tensors: tuple[EncodedTensor, ...]
+    reply_codec: str = DEFAULT_CODEC
 
 
 class Outcome(NamedTuple):
@@ -42,13 +46,20 @@ class Outcome(NamedTuple):
         tensors: The outputs, written as the field `tensors` of the response.
         tail_seconds: Running the tail.
         build_seconds: Building the tail first, where it was not built.
+        decode_seconds: Decoding the tensors before it ran.
         dropped: Tails that the worker had to drop from its memory.
     """
 
     tensors: bytes
     tail_seconds: float
     build_seconds: float
+    decode_seconds: float = 0.0
     dropped: Dropped = ()
+
+    @property
+    def run_seconds(self) -> float:
+        """All that it took but building, as it is predicted."""
+        return self.decode_seconds + self.tail_seconds
 
 
 class Preparation(NamedTuple):
@@ -56,13 +67,13 @@ class Preparation(NamedTuple):
 
     Attributes:
         digest: SHA-256 of the model file, in hexadecimal.
-        plan: The plan whose tail it is.
+        cut: Layers on the device.
         runs: How often to run it; 0 only builds it.
         batch: Items of the batch that it is built for.
     """
 
     digest: str
-    plan: PlanKey
+    cut: int
     runs: int = 5
     batch: int = 1
 

@@ -25,7 +25,7 @@ LARGEST_BYTES = 128 << 10
 
 
 class RunTail(NamedTuple):
-    """Run a tail on tensors that are in the slot; leave the outputs there, written with the same codec."""
+    """Run a tail on tensors that are in the slot, written with `codec`; leave the outputs there with `reply_codec`."""
 
     engine: str
     precision: str
@@ -35,6 +35,7 @@ class RunTail(NamedTuple):
     digest: str
     cut: int
     codec: str
+    reply_codec: str
     batch: int
     tensors: tuple[Placed, ...]
 
@@ -59,6 +60,7 @@ class TailRan(NamedTuple):
     nbytes: int
     tail_seconds: float
     build_seconds: float
+    decode_seconds: float
     dropped: Dropped
 
 
@@ -83,7 +85,7 @@ class Failed(NamedTuple):
 
 
 _RAN, _PREPARED, _FAILED = b"R", b"P", b"F"
-_RAN_FIGURES, _PREPARED_FIGURES = struct.Struct("<Qdd"), struct.Struct("<dQ")
+_RAN_FIGURES, _PREPARED_FIGURES = struct.Struct("<Qddd"), struct.Struct("<dQ")
 _MOST_SECONDS = 1e6
 
 
@@ -116,13 +118,14 @@ def decode_answer(data: bytes) -> TailRan | TailPrepared | Failed:
     """
     try:
         if data[:1] == _RAN:
-            nbytes, tail, build = _RAN_FIGURES.unpack_from(data, 1)
-            answer: TailRan | TailPrepared = TailRan(nbytes, tail, build, _dropped(data[1 + _RAN_FIGURES.size :]))
-            _check_seconds(tail, build)
+            nbytes, tail, build, decode = _RAN_FIGURES.unpack_from(data, 1)
+            dropped = _dropped(data[1 + _RAN_FIGURES.size :])
+            answer: TailRan | TailPrepared = TailRan(nbytes, tail, build, decode, dropped)
+            _check_seconds(tail, build, decode)
         elif data[:1] == _PREPARED:
-            seconds, resident = _PREPARED_FIGURES.unpack_from(data, 1)
-            answer = TailPrepared(seconds, resident, _dropped(data[1 + _PREPARED_FIGURES.size :]))
-            _check_seconds(seconds)
+            median, resident = _PREPARED_FIGURES.unpack_from(data, 1)
+            answer = TailPrepared(median, resident, _dropped(data[1 + _PREPARED_FIGURES.size :]))
+            _check_seconds(median)
         else:
             code, text = json.loads(data.removeprefix(_FAILED))
             return Failed(str(code), str(text))

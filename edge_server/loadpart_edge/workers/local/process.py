@@ -81,12 +81,13 @@ class WorkerProcess:
         def on_answer(answer: TailRan | Failed) -> None:
             if isinstance(answer, TailRan):
                 tensors = self._slot.read(answer.nbytes)
-                on_outcome(Outcome(tensors, answer.tail_seconds, answer.build_seconds, answer.dropped))
+                on_outcome(Outcome(tensors, *answer[1:]))
             else:
                 on_outcome(answer.error)
 
         plan = job.plan
-        self._send(RunTail(*_order(model), plan.cut, plan.codec, job.batch, placed), on_answer)
+        order = RunTail(*_order(model), plan.cut, plan.codec, job.reply_codec, job.batch, placed)
+        self._send(order, on_answer)
 
     def cancel(self, job: Job) -> None:  # noqa: ARG002  # it has one at a time
         """See `Worker.cancel`."""
@@ -99,8 +100,8 @@ class WorkerProcess:
         def on_answer(answer: TailPrepared | Failed) -> None:
             on_prepared(Prepared(*answer) if isinstance(answer, TailPrepared) else answer.error)
 
-        cut, batch, runs = preparation.plan.cut, preparation.batch, preparation.runs
-        self._send(PrepareTail(*_order(model), cut, batch, runs), on_answer)
+        order = PrepareTail(*_order(model), preparation.cut, preparation.batch, preparation.runs)
+        self._send(order, on_answer)
 
     def starved_seconds(self) -> float:
         """See `Worker.starved_seconds`: of its threads the one counts that waited longest.

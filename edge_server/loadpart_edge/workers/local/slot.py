@@ -21,8 +21,8 @@ _ALIGNMENT = 64  # of a cache line, which vector instructions like
 _KEPT_BYTES = 16 << 20
 """Memory of a slot that stays with it between jobs; what a larger job took is given back after it."""
 
-Placed: TypeAlias = tuple[str, tuple[int, ...], int, int]
-"""A tensor in a slot: its element type, its shape, where its bytes start and how many they are."""
+Placed: TypeAlias = tuple[str, tuple[int, ...], int, int, bool]
+"""A tensor in a slot: element type, shape, where its bytes start, how many they are, and whether it is raw."""
 
 
 class Slot:
@@ -57,13 +57,13 @@ class Slot:
         placed = []
         start = 0
         self._map[self._size] = 0
-        for dtype, shape, data in tensors:
+        for dtype, shape, data, is_raw in tensors:
             nbytes = len(data)
             if start + nbytes > self._size:
                 needed = sum(len(each.data) for each in tensors)
                 raise MessageTooLargeError(f"expected tensors of at most {self._size} bytes in all, got {needed}")
             self._map[start : start + nbytes] = data
-            placed.append((dtype.str, shape, start, nbytes))
+            placed.append((dtype.str, shape, start, nbytes, is_raw))
             start += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         self._used = start
         return tuple(placed)
@@ -80,8 +80,8 @@ class Slot:
     def take(self, placed: Sequence[Placed]) -> list[EncodedTensor]:
         """The tensors in the slot, not copied: good until the slot is used again."""
         return [
-            EncodedTensor(np.dtype(dtype), shape, self._view[start : start + nbytes])
-            for dtype, shape, start, nbytes in placed
+            EncodedTensor(np.dtype(dtype), shape, self._view[start : start + nbytes], is_raw)
+            for dtype, shape, start, nbytes, is_raw in placed
         ]
 
     def write(self, pieces: Iterable[Buffer]) -> int:

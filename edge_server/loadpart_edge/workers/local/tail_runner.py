@@ -71,16 +71,18 @@ class TailRunner:
 
     def _run(self, message: RunTail) -> TailRan:
         cache, model = self._model(message)
-        codec = codec_named(message.codec)
+        codec, reply_codec = codec_named(message.codec), codec_named(message.reply_codec)
         started = time.perf_counter()
         compiled = cache.segment(model, model.graph.tail(message.cut), message.batch)
         built = time.perf_counter()
         if self._slot.is_cancelled:
             raise DeadlineError("nobody waits for the job any more")
-        outputs = compiled.run(decode_tensors(self._slot.take(message.tensors), codec))
+        arrays = decode_tensors(self._slot.take(message.tensors), codec)
+        decoded = time.perf_counter()
+        outputs = compiled.run(arrays)
         ended = time.perf_counter()
-        nbytes = self._slot.write(tensor_pieces(offload_pb2.InferResponse, outputs, codec))
-        return TailRan(nbytes, ended - built, built - started, self._take_dropped())
+        nbytes = self._slot.write(tensor_pieces(offload_pb2.InferResponse, outputs, reply_codec))
+        return TailRan(nbytes, ended - decoded, built - started, decoded - built, self._take_dropped())
 
     def _model(self, message: PrepareTail | RunTail) -> tuple[SegmentCache, CachedModel]:
         found = self._models.get(message.digest)
