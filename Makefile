@@ -60,6 +60,11 @@ bench-engines: setup  ## the engines side by side, and what our call adds to the
 bench-exact: setup  ## every cut of every network on every engine over gRPC, compared bit for bit
 	@$(BIN)/python -m benchmarks.exact
 
+.PHONY: bench-codecs
+bench-codecs: setup  ## what codecs cost and save: bytes, errors, latency; writes docs/codecs.md (45 minutes, root)
+	@$(BIN)/python -m benchmarks.comparison run codecs$(if $(QUICK),-quick) --output .cache/benchmarks/codecs
+	@$(BIN)/python -m benchmarks.codecs $(if $(QUICK),--quick --report .cache/benchmarks/codecs/codecs.md)
+
 .PHONY: bench-overhead
 bench-overhead: setup  ## what splitting costs beyond computing: milliseconds a request, microseconds a decision
 	@$(BIN)/python -m benchmarks.overhead

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,12 +20,13 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmarks.comparison import grid, report, traces
+from benchmarks.comparison import codecs, grid, report, traces
 from benchmarks.comparison.grid import NETWORKS
 from benchmarks.comparison.measure import (
     LEAST_ROUNDS,
     MOST_ROUNDS,
     OUTSIDE_NICE,
+    POLICIES,
     SHARES,
     START_MEGABITS,
     Means,
@@ -43,7 +44,7 @@ from loadpart_common.engines.registry import DEFAULT_ENGINE, ENGINES
 from loadpart_common.latency.measurements import Measurements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rich.progress import TaskID
 
@@ -59,18 +60,24 @@ class Kind(NamedTuple):
         traces: Returns the traces.
         seconds: Seconds to measure each condition.
         calibrates: Whether the latency model is calibrated before the first run; if not, the shipped one may be used.
+        adaptive: The arms that decide, and what their clients are made with.
+        has_fixed: Whether there is an arm for each plan that can win, too.
     """
 
     conditions: Callable[[], list[Condition]]
     traces: Callable[[], list[Trace]]
     seconds: float
     calibrates: bool
+    adaptive: Mapping[str, Mapping[str, Any]] = POLICIES
+    has_fixed: bool = True
 
 
 KINDS = {
     "quick": Kind(grid.quick, traces.quick, 10.0, calibrates=False),
     "balanced": Kind(grid.balanced, traces.full, 20.0, calibrates=True),
     "full": Kind(grid.full, traces.full, 30.0, calibrates=True),
+    "codecs": Kind(grid.thin, list, 12.0, calibrates=True, adaptive=codecs.ARMS, has_fixed=False),
+    "codecs-quick": Kind(grid.thin_quick, list, 8.0, calibrates=False, adaptive=codecs.ARMS, has_fixed=False),
 }
 
 _EXECUTOR_BYTES = 512 << 20
@@ -118,7 +125,16 @@ def run(
         _run(kind, wanted, courses, writer, EngineSetup(ENGINES[engine], 1))
     finally:
         writer.close()
-    draw(output)
+    if kind.has_fixed:
+        draw(output)
+    else:
+        compare_codecs(output)
+
+
+@app.command("codecs")
+def compare_codecs(output: Annotated[Path, typer.Argument(help="the folder that `run codecs` wrote to")]) -> None:
+    """Compares what a device may send: latency with each choice of codecs, by condition."""
+    codecs.show(read(output / report.FOLDER / report.RESULTS), console)
 
 
 @app.command()
@@ -169,7 +185,8 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
         wire = stack.enter_context(link())
         if kind.calibrates and not Measurements(setup, means.latency).model_path.exists():
             subprocess.run([BIN / "loadpart-edge", "calibrate", *how], check=True)
-        arguments = ("--workers", "1", "--models", ",".join(NETWORKS), *how)
+        networks = sorted({*NETWORKS, *(each.network for each in wanted)})
+        arguments = ("--workers", "1", "--models", ",".join(networks), *how)
         server = stack.enter_context(
             daemon(*arguments, cores={cores[-1]}, address=SERVER_ADDRESS, wrapper=wire.command())
         )
@@ -182,11 +199,11 @@ def _run(kind: Kind, wanted: list[Condition], courses: list[Trace], writer: Writ
         task = progress.add_task("", total=len(wanted) + len(courses))
         done = 0
         everything: list[Condition | Trace] = [*wanted, *courses]
-        jobs = sorted(everything, key=lambda job: (NETWORKS.index(job.network), job.slow_down))
+        jobs = sorted(everything, key=lambda job: (networks.index(job.network), job.slow_down))
         for (network, slow_down), group in groupby(jobs, key=lambda job: (job.network, job.slow_down)):
             progress.update(task, description=f"{network}, device {slow_down}x slower")
             wire.shape(START_MEGABITS)
-            with device(server.target, network, slow_down, means) as slow:
+            with device(server.target, network, slow_down, means, kind.adaptive, has_fixed=kind.has_fixed) as slow:
                 for job in group:
                     progress.update(task, description=str(job))
                     tell = partial(_advance, progress, task, done)

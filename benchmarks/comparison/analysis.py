@@ -30,7 +30,7 @@ WORSE = 0.05
 
 
 def is_fixed(arm: str) -> bool:
-    """Whether an arm is a fixed cut."""
+    """Whether an arm is a fixed plan."""
     return arm in {"local", "offload"} or arm.startswith("cut ")
 
 
@@ -40,15 +40,15 @@ def totals(samples: Iterable[Sample]) -> Array:
 
 
 def by_decision(measured: Measured) -> Measured:
-    """Replaces the latency of each inference by the mean of all inferences of its round with the same cut.
+    """Replaces the latency of each inference by the mean of all inferences of its round with the same plan.
 
-    The latency depends on the cut and on link and load at that moment, not on the arm that chose the cut.
+    The latency depends on the plan and on link and load at that moment, not on the arm that chose the plan.
     """
     seconds = np.array([totals(samples) for samples in measured.arms.values()])
-    cuts = np.array([[sample.cut for sample in samples] for samples in measured.arms.values()])
+    plans = np.array([[sample.plan for sample in samples] for samples in measured.arms.values()])
     arms = {}
-    for (arm, samples), own_cuts in zip(measured.arms.items(), cuts, strict=True):
-        same = cuts == own_cuts
+    for (arm, samples), own_plans in zip(measured.arms.items(), plans, strict=True):
+        same = plans == own_plans
         means = (seconds * same).sum(axis=0) / same.sum(axis=0)
         arms[arm] = [replace(sample, total=float(mean)) for sample, mean in zip(samples, means, strict=True)]
     return replace(measured, arms=arms)
@@ -140,14 +140,14 @@ def losses(results: Sequence[Measured]) -> list[Loss]:
 def reason(measured: Measured, better: str) -> str:
     """Summarises load-aware's decisions in a condition where a fixed cut was better."""
     samples = measured.arms["load-aware"]
-    cuts = Counter(sample.cut for sample in samples)
-    best_cut = measured.arms[better][0].cut
+    plans = Counter(sample.plan for sample in samples)
+    best = measured.arms[better][0].plan
     errors = [sample.predicted / sample.total for sample in samples if sample.predicted]
     predicted = f"predicted over measured {statistics.median(errors):.2f}" if errors else "nothing predicted"
-    if cuts[best_cut] == len(samples):
-        return f"took the same cut each time: noise; {predicted}"
-    taken = ", ".join(f"{cut} ({count})" for cut, count in sorted(cuts.items()))
-    other = totals(sample for sample in samples if sample.cut != best_cut).mean()
+    if plans[best] == len(samples):
+        return f"took the same plan each time: noise; {predicted}"
+    taken = ", ".join(f"{plan} ({count})" for plan, count in sorted(plans.items()))
+    other = totals(sample for sample in samples if sample.plan != best).mean()
     gap = other / mean(measured, better) - 1
     return f"took cuts {taken}; the others' inferences {gap:+.0%}; {predicted}"
 
@@ -190,12 +190,12 @@ def adaptations(traced: Traced) -> list[Adaptation]:
         phase = [moment for moment in traced.moments if at <= moment.at < end]
         fixed = {arm for moment in phase if is_fixed(arm := moment.arm)}
         seconds = {arm: statistics.median(each.sample.total for each in phase if each.arm == arm) for arm in fixed}
-        cuts = {moment.sample.cut: moment.arm for moment in phase if moment.arm in fixed}
+        plans = {moment.sample.plan: moment.arm for moment in phase if moment.arm in fixed}
         decisions = [moment.sample for moment in phase if moment.arm == "load-aware"]
         blind = _blind(decisions, traced.whole, megabits)
-        if blind + 1 < len(decisions) and all(sample.cut in cuts for sample in decisions):
+        if blind + 1 < len(decisions) and all(sample.plan in plans for sample in decisions):
             best = min(seconds, key=seconds.__getitem__)
-            costs = [seconds[cuts[sample.cut]] / seconds[best] for sample in decisions]
+            costs = [seconds[plans[sample.plan]] / seconds[best] for sample in decisions]
             found.append(Adaptation(at, f"{megabits:.3g} Mbit/s, {load}", best, costs, blind))
     return found
 

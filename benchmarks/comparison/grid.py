@@ -6,6 +6,9 @@ import itertools
 from dataclasses import dataclass
 
 NETWORKS = ("alexnet", "squeezenet", "resnet18", "resnet50", "xception", "vgg16")
+TRAINED = "efficientnet-lite0"
+"""Has trained weights; it is measured where what a codec does to the answers matters."""
+
 MEGABITS = (1, 2, 4, 8, 16, 32, 64)
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0, 2.0)
 SLOW_DOWNS = (4, 8)
@@ -88,6 +91,23 @@ def quick() -> list[Condition]:
     ]
 
 
+def thin() -> list[Condition]:
+    """Thin links, where bytes are most of the latency; on each of them half of the devices are of the slower kind."""
+    return by_device(
+        [
+            Condition(network, megabits, SLOW_DOWNS[(row + column) % 2], load)
+            for row, network in enumerate((*NETWORKS, TRAINED))
+            for column, megabits in enumerate(MEGABITS[:5])
+            for load in (IDLE, Load("clients", 0.5))
+        ]
+    )
+
+
+def thin_quick() -> list[Condition]:
+    """A few of them."""
+    return [each for each in thin() if each.network in {"squeezenet", TRAINED} and each.megabits in {2, 8}]
+
+
 def by_device(conditions: list[Condition]) -> list[Condition]:
     """Sorts conditions so that each device is set up only once."""
-    return sorted(conditions, key=lambda each: (NETWORKS.index(each.network), each.slow_down))
+    return sorted(conditions, key=lambda each: ((*NETWORKS, TRAINED).index(each.network), each.slow_down))

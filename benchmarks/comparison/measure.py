@@ -1,8 +1,9 @@
-"""Runs the policies and every fixed cut that may win side by side on a slow device."""
+"""Runs the policies and every fixed plan that can win side by side on a slow device."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import statistics
@@ -12,21 +13,22 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.comparison.grid import IDLE, NETWORKS, Load
 from benchmarks.comparison.records import Measured, Sample
+from benchmarks.photographs import photographs
 from benchmarks.testbed import slow_device
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.machine import machine_name
+from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
 from loadpart_common.wire.limits import BACKLOG_WINDOW_SECONDS
 from loadpart_device import OffloadClient
 from loadpart_device.deciding.policies import ADAPTIVE
+from loadpart_device.images import load_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from benchmarks.comparison.grid import Condition
     from benchmarks.testbed import Link
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from loadpart_common.latency.model import LatencyModel
     from loadpart_common.tensors import Array
     from loadpart_device.edges.load import ServerLoad
+
+POLICIES: dict[str, dict[str, Any]] = {policy: {"policy": policy} for policy in ADAPTIVE}
+"""The arms that decide, and what their clients are made with."""
 
 SHARES = {4: 0.25, 8: 0.15}
 """Share of a core that a device gets, by about how many times slower it becomes."""
@@ -108,8 +113,8 @@ class Device:
         network: The network.
         whole: The cut that leaves everything on the device.
         factor: Time of the whole network on it, divided by that on the same core at full speed.
-        clients: A client for each adaptive policy; they share no estimates of link and load.
-        arms: Functions that run one inference, by the name of the policy or fixed cut.
+        clients: A client for each adaptive arm; they share no estimates of link and load.
+        arms: Functions that run one inference, by the name of the adaptive arm or fixed plan.
     """
 
     network: str
@@ -120,8 +125,8 @@ class Device:
 
     @property
     def load(self) -> ServerLoad:
-        """The server's load, as load-aware expects it."""
-        load = self.clients["load-aware"].load
+        """The server's load, as the first client expects it."""
+        load = next(iter(self.clients.values())).load
         assert load is not None  # it is known once the client is ready
         return load
 
@@ -144,22 +149,34 @@ class Means:
 
 
 @contextlib.contextmanager
-def device(target: str, network: str, slow_down: int, means: Means) -> Iterator[Device]:
+def device(
+    target: str,
+    network: str,
+    slow_down: int,
+    means: Means,
+    adaptive: Mapping[str, Mapping[str, Any]] = POLICIES,
+    *,
+    has_fixed: bool = True,
+) -> Iterator[Device]:
     """Makes this process a slow device within the block.
+
+    Each arm runs the network on the same photographs in the same order.
 
     Args:
         target: The server.
         network: The network.
         slow_down: About how many times slower the device becomes.
         means: Means of the benchmark.
+        adaptive: For each adaptive arm, what its client is made with.
+        has_fixed: Whether there is an arm for each plan that can win, too.
     """
     with contextlib.ExitStack() as stack:
 
-        def client(policy: str, latency: Path, log: Path | None = None) -> OffloadClient:
+        def client(latency: Path, log: Path | None = None, **options: Any) -> OffloadClient:
             made = OffloadClient(
                 target,
                 network,
-                policy=policy,
+                **options,
                 engine=means.setup.engine.name,
                 threads=1,
                 cache=means.models,
@@ -172,25 +189,29 @@ def device(target: str, network: str, slow_down: int, means: Means) -> Iterator[
                 raise RuntimeError(f"{target} could not be reached")
             return made
 
-        fixed = client("local", means.latency)
-        image = np.random.default_rng(0).integers(0, 256, fixed.graph.inputs[0].concrete(1), np.uint8)
-        quick = _local_seconds(fixed, image)
+        fixed = client(means.latency, policy="local")
+        images = [load_images([path], fixed.graph.inputs[0]) for path in photographs()]
+        quick = _local_seconds(fixed, images[0])
         stack.enter_context(slow_device(SHARES[slow_down]))
-        factor = _local_seconds(fixed, image) / quick
+        factor = _local_seconds(fixed, images[0]) / quick
         latency = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         calibrated = Measurements(means.setup, means.latency).model()
         Measurements(means.setup, latency).save_model(_slowed(calibrated, factor))
         clients = {
-            policy: client(policy, latency, means.decisions / f"{network}-{slow_down}-{policy}.jsonl")
-            for policy in ADAPTIVE
+            arm: client(latency, means.decisions / f"{network}-{slow_down}-{arm}.jsonl", **options)
+            for arm, options in adaptive.items()
         }
         whole = fixed.graph.layer_count
-        splits = sorted({point.key.cut for each in clients.values() for point in each.plans} - {0, whole})
-        cuts = {"local": whole, "offload": 0} | {f"cut {cut}": cut for cut in splits}
-        arms = {name: _fixed_arm(fixed, cut, image) for name, cut in cuts.items()}
-        arms |= {policy: _arm(each, image) for policy, each in clients.items()}
-        for cut in splits:  # builds head and tail before anything is measured
-            arms[f"cut {cut}"]()
+        plans = sorted({key for each in clients.values() for key in each.winning_plans})
+        offload = PlanKey(0, DEFAULT_CODEC)
+        named = {"local": PlanKey(whole), "offload": offload}
+        named |= {str(plan): plan for plan in plans if plan != offload and not plan.is_local}
+        if not has_fixed:
+            named = {}
+        arms = {name: _fixed_arm(fixed, plan, images) for name, plan in named.items()}
+        arms |= {arm: _arm(each, images) for arm, each in clients.items()}
+        for name in named:  # builds heads and tails before anything is measured
+            arms[name]()
         yield Device(network, whole, factor, clients, arms)
 
 
@@ -214,27 +235,29 @@ def _local_seconds(client: OffloadClient, image: Array) -> float:
     return statistics.median(client.infer(image).timings.total for _ in range(_FACTOR_RUNS))
 
 
-def _arm(client: OffloadClient, image: Array) -> Callable[[], Sample]:
+def _arm(client: OffloadClient, images: Sequence[Array]) -> Callable[[], Sample]:
+    following = itertools.cycle(images)
+
     def infer() -> Sample:
         link = client.link
-        result = client.infer(image)
+        result = client.infer(next(following))
         timings = result.timings
         return Sample(
             timings.total, result.plan.cut, timings.network, timings.queue, timings.tail, result.plan.predicted_seconds,
-            link.megabits if link else None,
+            link.megabits if link else None, result.plan.codec,
         )  # fmt: skip
 
     return infer
 
 
-def _fixed_arm(client: OffloadClient, cut: int, image: Array) -> Callable[[], Sample]:
-    infer = _arm(client, image)
+def _fixed_arm(client: OffloadClient, plan: PlanKey, images: Sequence[Array]) -> Callable[[], Sample]:
+    infer = _arm(client, images)
 
     def infer_fixed() -> Sample:
-        client.policy = cut
+        client.policy = "local" if plan.is_local else f"{plan.cut}:{plan.codec}"
         sample = infer()
-        if sample.cut != cut:
-            raise RuntimeError(f"cut {cut} was asked for, and cut {sample.cut} ran: the server failed")
+        if (sample.cut, sample.codec) != plan:
+            raise RuntimeError(f"{plan} was asked for, and cut {sample.cut} ran: the server failed")
         return sample
 
     return infer_fixed

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.comparison.grid import Condition, Load
+from loadpart_common.planning.plan import DEFAULT_CODEC
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ class Sample:
         tail: Seconds that the tail took.
         predicted: Seconds until the answer that the policy predicted; None when it made no prediction.
         megabits: The client's estimate of the link's rate before the inference, in Mbit/s; None when it had none.
+        codec: Codec of what crossed; empty when nothing did.
     """
 
     total: float
@@ -36,6 +38,12 @@ class Sample:
     tail: float
     predicted: float | None
     megabits: float | None
+    codec: str = ""
+
+    @property
+    def plan(self) -> str:
+        """Cut and codec, as people write them."""
+        return f"{self.cut}:{self.codec}" if self.codec not in {"", DEFAULT_CODEC} else str(self.cut)
 
 
 @dataclass(slots=True)

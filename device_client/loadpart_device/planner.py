@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadpart_common.planning.plan import (
-    DEFAULT_CODEC,
     coded_plans,
     local_plan,
     points,
@@ -16,7 +15,7 @@ from loadpart_common.planning.plan import (
     undominated_codecs,
 )
 from loadpart_common.planning.plans import Plans
-from loadpart_common.planning.winners import winning_plans
+from loadpart_common.planning.winners import winning_keys
 from loadpart_device.codec_costs import CodecCosts
 from loadpart_device.deciding.state import EdgeState, World
 from loadpart_device.edges.offer import Offer
@@ -84,14 +83,8 @@ class Planner:
         return self._plans[edge]
 
     def winning(self, edge: str) -> list[PlanKey]:
-        """The plans that can win with a server, for one choice of codecs or another: each of them alone, or none."""
-        points = self._runnable(self._fleet[edge])
-        winning = {
-            point.key
-            for name in {point.key.codec for point in points}
-            for point in winning_plans([point for point in points if point.key.codec in ("", DEFAULT_CODEC, name)])
-        }
-        return sorted(winning)
+        """The plans that can win with a server, with one of the allowed codecs or another."""
+        return sorted(winning_keys(self._runnable(self._fleet[edge])))
 
     def world(self, batch: int) -> World:
         """What is known now, for a batch of so many items."""
@@ -117,7 +110,7 @@ class Planner:
         self.update()
         if offer is not None:
             offered = [point for point in self._points(offer) if self._is_offered(point, offer)]
-            self._local.build(dict.fromkeys(point.key.cut for point in winning_plans(offered)))
+            self._local.build(sorted({plan.cut for plan in winning_keys(offered)}))
 
     def encoded(self, plan: PlanKey, nbytes: int, encode_seconds: float, batch: int) -> None:
         """Takes in what a request took to encode, and how many bytes it became."""

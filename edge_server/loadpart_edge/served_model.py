@@ -10,7 +10,7 @@ from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import CutError, InputError, ModelMismatchError
 from loadpart_common.latency.curves import Curves
 from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey, coded_plans, points, rated_cost
-from loadpart_common.planning.winners import winning_plans
+from loadpart_common.planning.winners import winning_keys
 from loadpart_common.tensors import check_arrays
 from loadpart_common.wire import framing
 from loadpart_edge.tail_times import TailTimes
@@ -166,18 +166,13 @@ class ServedModel:
         return self.graph.cut(plan.cut)
 
     def _winning_cuts(self, costs: Mapping[PlanKey, CodecCost]) -> tuple[int, ...]:
-        """Cuts of plans that can win where codecs may lose nothing, and where one of them may.
+        """Cuts of plans that can win, with one codec or another.
 
         A device is taken for a slower machine of this kind: scaling a coordinate does not change which plans can win.
         """
         heads = self._curves.head_seconds(self._profile.heads)
-        lossless = {DEFAULT_CODEC, *(name for name in self.codecs if CODECS[name].is_lossless)}
-        cuts: set[int] = set()
-        for name in self.codecs:
-            allowed = {plan: cost for plan, cost in costs.items() if plan.codec in lossless | {name}}
-            winning = winning_plans(points(self.graph, heads, self.tail_seconds, allowed))
-            cuts |= {point.key.cut for point in winning if not point.key.is_local}
-        return tuple(sorted(cuts))
+        plans = winning_keys(points(self.graph, heads, self.tail_seconds, costs))
+        return tuple(sorted({plan.cut for plan in plans if not plan.is_local}))
 
     def _decode_seconds(self, plan: PlanKey) -> float:
         """Idle seconds of decoding what crosses, one item; the mean of the hosts."""

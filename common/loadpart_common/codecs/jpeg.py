@@ -28,7 +28,7 @@ class JpegCodec(PictureCodec):
         """Makes a codec of one of the qualities that have a name, as the Independent JPEG Group counts them."""
         self.name = f"jpeg-{quality}"
         self._quality = quality
-        self.rates = Rates(share=_SHARES[quality], encode_seconds=2e-9, decode_seconds=3e-9, error=0.05)
+        self.rates = Rates(share=_SHARES[quality], encode_seconds=2.5e-9, decode_seconds=2.5e-9, error=0.1)
 
     def options(self) -> dict[str, Any]:
         """See `PictureCodec.options`."""

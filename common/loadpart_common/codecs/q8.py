@@ -40,7 +40,7 @@ class Q8Codec(CompressedCodec):
     name = "q8"
     is_lossless = False
     dtypes = frozenset({"float32", "float16"})
-    rates = Rates(share=0.25, encode_seconds=0.5e-9, decode_seconds=0.2e-9, error=0.02)
+    rates = Rates(share=0.25, encode_seconds=1.5e-9, decode_seconds=0.6e-9, error=0.005)
 
     def takes_shape(self, shape: tuple[int, ...]) -> bool:
         """See `CompressedCodec.takes_shape`."""

@@ -28,7 +28,7 @@ class Q8zCodec(Q8Codec):
     """As `q8`, and then compressed without loss: most activations are 0 or near it."""
 
     name = "q8z"
-    rates = Rates(share=0.15, encode_seconds=1.2e-9, decode_seconds=0.5e-9, error=0.02)
+    rates = Rates(share=0.15, encode_seconds=2e-9, decode_seconds=1.2e-9, error=0.005)
 
     def compress(self, array: Array) -> bytes | None:
         """See `CompressedCodec.compress`."""

@@ -22,7 +22,7 @@ class WebpLosslessCodec(PictureCodec):
     name = "webp-lossless"
     format = "WEBP"
     largest_side = (1 << _SIDE_BITS) - 1
-    rates = Rates(share=0.45, encode_seconds=10e-9, decode_seconds=6e-9)
+    rates = Rates(share=0.45, encode_seconds=14e-9, decode_seconds=6e-9)
 
     def options(self) -> dict[str, Any]:
         """See `PictureCodec.options`."""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from loadpart_common.planning.plan import DEFAULT_CODEC
 
-    from loadpart_common.planning.plan import Point
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from loadpart_common.planning.plan import PlanKey, Point
     from loadpart_common.tensors import Array
 
 _LEAST_MARGIN = 1e-9
@@ -51,6 +53,20 @@ def winning_plans(plans: Sequence[Point]) -> tuple[Point, ...]:
         if game_value((others - own).T) > _LEAST_MARGIN:
             winners.append(row)
     return tuple(plans[row] for row in winners)
+
+
+def winning_keys(plans: Iterable[Point]) -> set[PlanKey]:
+    """The plans that can win with one codec or another: each codec beside the raw plans and the local one, by itself.
+
+    All codecs at once would hide those that lose only to one that an application may not allow.
+    """
+    plans = list(plans)
+    codecs = {point.key.codec for point in plans}
+    return {
+        point.key
+        for codec in codecs
+        for point in winning_plans([point for point in plans if point.key.codec in {"", DEFAULT_CODEC, codec}])
+    }
 
 
 def game_value(payoffs: Array) -> float:
