@@ -180,7 +180,8 @@ def compare_engines(engines: Sequence[str], names: Sequence[str], store: ModelSt
         reference = outputs[taking[0]]
         for engine in taking[1:]:
             pairs = list(zip(outputs[engine], reference, strict=True))
-            difference = max(float(np.abs(one - other).max() / np.abs(other).max()) for one, other in pairs)
+            largest = max(float(np.abs(other).max()) for other in reference)
+            difference = max(float(np.abs(one - other).max()) for one, other in pairs) / largest
             same = np.mean([one.argmax() == other.argmax() for one, other in pairs])
             table.add_row(name, taking[0], engine, f"{difference:.1e}", f"{same:.0%}")
     console.print(table)

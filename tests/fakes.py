@@ -12,6 +12,8 @@ from loadpart_common.wire.framing import EncodedTensor
 from loadpart_edge.workers.base import Job, Outcome, Preparation, Prepared
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadpart_common.errors import OffloadError
     from loadpart_edge.workers.base import OnOutcome, OnPrepared
 
@@ -83,3 +85,9 @@ class FakeWorkers:
         worker = FakeWorker(seat, self._hosts[seat % len(self._hosts)], self._capacity)
         self.made.append(worker)
         return worker
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until something holds; the test itself is bounded."""
+    while not condition():  # noqa: ASYNC110  # nothing tells it
+        await asyncio.sleep(0.001)

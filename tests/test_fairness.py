@@ -20,11 +20,11 @@ from loadpart_edge.scheduling.pacing import Pacing
 from loadpart_edge.scheduling.queue import JobQueue
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.workers.base import Preparation
-from tests.fakes import CANARY, FakeWorkers, job
+from tests.fakes import CANARY, FakeWorkers, job, until
 from tests.support import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
 MODEST, GREEDY = Owner("here", "modest"), Owner("here", "greedy")
 
@@ -40,12 +40,6 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 async def turns(number: int = 8) -> None:
     for _ in range(number):
         await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits until something holds; the test itself is bounded."""
-    while not condition():  # noqa: ASYNC110  # nothing tells it
-        await asyncio.sleep(0.001)
 
 
 def queued(owner: Owner, number: int = 0, seconds: float = 0.1) -> QueuedJob:

@@ -48,7 +48,8 @@ def test_policies() -> None:
     assert cut_of("load-aware", THIN_LINK) == 2
     assert cut_of("load-aware", load=ServerLoad(100, 0)) == 5
     assert cut_of("load-aware", load=ServerLoad(1, 3)) == 5
-    assert cut_of("bandwidth-only", load=ServerLoad(100, 3)) == 0
+    assert cut_of("load-aware", load=ServerLoad(1, 0, dispatch_seconds=3)) == 5
+    assert cut_of("bandwidth-only", load=ServerLoad(100, 3, dispatch_seconds=3)) == 0
     assert cut_of("bandwidth-only", THIN_LINK) == 2
     assert cut_of("local") == 5
     assert cut_of("offload", THIN_LINK) == 0

@@ -18,7 +18,7 @@ from loadpart_edge.scheduling.queue import JobQueue
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.supervisor import Supervisor
 from loadpart_edge.workers.base import Outcome, Preparation, Prepared
-from tests.fakes import CANARY, FakeWorker, FakeWorkers, job
+from tests.fakes import CANARY, FakeWorker, FakeWorkers, job, until
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -113,6 +113,20 @@ def test_jobs_go_to_idle_workers_and_outcomes_to_who_waits() -> None:
         with pytest.raises(InputError, match="not this"):
             jobs[0].outcome.result()
         assert bench.dispatcher.running == {jobs[2]}
+
+    run(test())
+
+
+def test_what_dispatching_takes_beyond_running_is_known() -> None:
+    async def test() -> None:
+        bench = Bench()
+        bench.fill()
+        assert bench.hosts.dispatch_seconds == 0
+        for number in range(3):
+            bench.submit(number)
+            await asyncio.sleep(0.03)
+            bench.workers[0].finish()  # with a tail of 10 ms
+        await until(lambda: 0.015 < bench.hosts.dispatch_seconds < 0.2)
 
     run(test())
 

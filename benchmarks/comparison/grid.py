@@ -84,7 +84,7 @@ def balanced() -> list[Condition]:
 
 def quick() -> list[Condition]:
     """A few conditions, to see that everything works."""
-    loads = (IDLE, Load("clients", 0.9), Load("outside", 2.0))
+    loads = (IDLE, Load("clients", 0.9), Load("outside", 0.9))
     return [
         Condition(network, megabits, SLOW_DOWNS[0], load)
         for (network, megabits), load in itertools.product((("squeezenet", 32), ("resnet18", 16)), loads)

@@ -88,6 +88,9 @@ class Metrics:
             lambda: scheduler.backlog_seconds
         )
         gauge("slow_down", "Measured over predicted tail time").set_function(lambda: scheduler.slow_down)
+        gauge("dispatch_seconds", "Seconds to a worker and back lately, beyond decoding and running").set_function(
+            lambda: scheduler.hosts.dispatch_seconds
+        )
         gauge("externality_seconds", "Waiting that one more job would cause to others").set_function(
             lambda: scheduler.backlog.externality_seconds
         )

@@ -24,43 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19loadpart/v1/offload.proto\x12\x0bloadpart.v1\"\\\n\x06Tensor\x12(\n\tdata_type\x18\x01 \x01(\x0e\x32\x15.loadpart.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0b\n\x03raw\x18\x04 \x01(\x08\"\xc8\x01\n\x0cServerStatus\x12\x17\n\x0f\x62\x61\x63klog_seconds\x18\x01 \x01(\x01\x12\x1c\n\x14mean_backlog_seconds\x18\x02 \x01(\x01\x12\x11\n\tslow_down\x18\x03 \x01(\x01\x12\x1b\n\x13\x65xternality_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x61\x63tive_devices\x18\x05 \x01(\r\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x16\n\x0emodels_version\x18\x07 \x01(\x04\x12\x0f\n\x07workers\x18\x08 \x01(\r\"\xa8\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0b\n\x03\x63ut\x18\x03 \x01(\r\x12$\n\x07tensors\x18\x04 \x03(\x0b\x32\x13.loadpart.v1.Tensor\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x04\x12\r\n\x05piece\x18\x07 \x01(\x0c\x12\x13\n\x0breply_codec\x18\x08 \x01(\t\"\xbd\x01\n\rInferResponse\x12$\n\x07tensors\x18\x01 \x03(\x0b\x32\x13.loadpart.v1.Tensor\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x14\n\x0ctail_seconds\x18\x03 \x01(\x01\x12\x16\n\x0eserver_seconds\x18\x04 \x01(\x01\x12)\n\x06status\x18\x05 \x01(\x0b\x32\x19.loadpart.v1.ServerStatus\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x06 \x01(\x01\"\x14\n\x12WatchStatusRequest\"@\n\x13WatchStatusResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.loadpart.v1.ServerStatus\"7\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x16\n\x0eresponse_bytes\x18\x02 \x01(\r\"8\n\rProbeResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x16\n\x0eserver_seconds\x18\x02 \x01(\x01\"\x13\n\x11ListModelsRequest\":\n\x04Plan\x12\x0b\n\x03\x63ut\x18\x01 \x01(\r\x12\r\n\x05\x63odec\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\"\xf2\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x14\n\x0ctail_seconds\x18\x05 \x03(\x01\x12\x1d\n\x15modelled_tail_seconds\x18\x06 \x03(\x01\x12&\n\x0bready_plans\x18\x07 \x03(\x0b\x32\x11.loadpart.v1.Plan\x12\x15\n\rlabels_digest\x18\x08 \x01(\t\x12\x11\n\tmax_batch\x18\t \x01(\r\x12\x10\n\x08numerics\x18\n \x01(\t\x12\x0e\n\x06\x63odecs\x18\x0b \x03(\t\"W\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.loadpart.v1.ModelInfo\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"@\n\x10GetModelResponse\x12\x12\n\x08manifest\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05piece*\xa8\x02\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x14\n\x10\x44\x41TA_TYPE_UINT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\t\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\n\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x0b\x12\x14\n\x10\x44\x41TA_TYPE_UINT32\x10\x0c\x12\x14\n\x10\x44\x41TA_TYPE_UINT64\x10\r2\xf9\x02\n\x07Offload\x12@\n\x05Infer\x12\x19.loadpart.v1.InferRequest\x1a\x1a.loadpart.v1.InferResponse(\x01\x12R\n\x0bWatchStatus\x12\x1f.loadpart.v1.WatchStatusRequest\x1a .loadpart.v1.WatchStatusResponse0\x01\x12>\n\x05Probe\x12\x19.loadpart.v1.ProbeRequest\x1a\x1a.loadpart.v1.ProbeResponse\x12M\n\nListModels\x12\x1e.loadpart.v1.ListModelsRequest\x1a\x1f.loadpart.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1c.loadpart.v1.GetModelRequest\x1a\x1d.loadpart.v1.GetModelResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19loadpart/v1/offload.proto\x12\x0bloadpart.v1\"\\\n\x06Tensor\x12(\n\tdata_type\x18\x01 \x01(\x0e\x32\x15.loadpart.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0b\n\x03raw\x18\x04 \x01(\x08\"\xe2\x01\n\x0cServerStatus\x12\x17\n\x0f\x62\x61\x63klog_seconds\x18\x01 \x01(\x01\x12\x1c\n\x14mean_backlog_seconds\x18\x02 \x01(\x01\x12\x11\n\tslow_down\x18\x03 \x01(\x01\x12\x1b\n\x13\x65xternality_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x61\x63tive_devices\x18\x05 \x01(\r\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x16\n\x0emodels_version\x18\x07 \x01(\x04\x12\x0f\n\x07workers\x18\x08 \x01(\r\x12\x18\n\x10\x64ispatch_seconds\x18\t \x01(\x01\"\xa8\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0b\n\x03\x63ut\x18\x03 \x01(\r\x12$\n\x07tensors\x18\x04 \x03(\x0b\x32\x13.loadpart.v1.Tensor\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x04\x12\r\n\x05piece\x18\x07 \x01(\x0c\x12\x13\n\x0breply_codec\x18\x08 \x01(\t\"\xbd\x01\n\rInferResponse\x12$\n\x07tensors\x18\x01 \x03(\x0b\x32\x13.loadpart.v1.Tensor\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x14\n\x0ctail_seconds\x18\x03 \x01(\x01\x12\x16\n\x0eserver_seconds\x18\x04 \x01(\x01\x12)\n\x06status\x18\x05 \x01(\x0b\x32\x19.loadpart.v1.ServerStatus\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x06 \x01(\x01\"\x14\n\x12WatchStatusRequest\"@\n\x13WatchStatusResponse\x12)\n\x06status\x18\x01 \x01(\x0b\x32\x19.loadpart.v1.ServerStatus\"7\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x16\n\x0eresponse_bytes\x18\x02 \x01(\r\"8\n\rProbeResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x16\n\x0eserver_seconds\x18\x02 \x01(\x01\"\x13\n\x11ListModelsRequest\":\n\x04Plan\x12\x0b\n\x03\x63ut\x18\x01 \x01(\r\x12\r\n\x05\x63odec\x18\x02 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\"\xf2\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x14\n\x0ctail_seconds\x18\x05 \x03(\x01\x12\x1d\n\x15modelled_tail_seconds\x18\x06 \x03(\x01\x12&\n\x0bready_plans\x18\x07 \x03(\x0b\x32\x11.loadpart.v1.Plan\x12\x15\n\rlabels_digest\x18\x08 \x01(\t\x12\x11\n\tmax_batch\x18\t \x01(\r\x12\x10\n\x08numerics\x18\n \x01(\t\x12\x0e\n\x06\x63odecs\x18\x0b \x03(\t\"W\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.loadpart.v1.ModelInfo\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"@\n\x10GetModelResponse\x12\x12\n\x08manifest\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05piece*\xa8\x02\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x03\x12\x14\n\x10\x44\x41TA_TYPE_UINT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT16\x10\x05\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x06\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x07\x12\x12\n\x0e\x44\x41TA_TYPE_BOOL\x10\t\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\n\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x0b\x12\x14\n\x10\x44\x41TA_TYPE_UINT32\x10\x0c\x12\x14\n\x10\x44\x41TA_TYPE_UINT64\x10\r2\xf9\x02\n\x07Offload\x12@\n\x05Infer\x12\x19.loadpart.v1.InferRequest\x1a\x1a.loadpart.v1.InferResponse(\x01\x12R\n\x0bWatchStatus\x12\x1f.loadpart.v1.WatchStatusRequest\x1a .loadpart.v1.WatchStatusResponse0\x01\x12>\n\x05Probe\x12\x19.loadpart.v1.ProbeRequest\x1a\x1a.loadpart.v1.ProbeResponse\x12M\n\nListModels\x12\x1e.loadpart.v1.ListModelsRequest\x1a\x1f.loadpart.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1c.loadpart.v1.GetModelRequest\x1a\x1d.loadpart.v1.GetModelResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loadpart.v1.offload_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=1421
-  _globals['_DATATYPE']._serialized_end=1717
+  _globals['_DATATYPE']._serialized_start=1447
+  _globals['_DATATYPE']._serialized_end=1743
   _globals['_TENSOR']._serialized_start=42
   _globals['_TENSOR']._serialized_end=134
   _globals['_SERVERSTATUS']._serialized_start=137
-  _globals['_SERVERSTATUS']._serialized_end=337
-  _globals['_INFERREQUEST']._serialized_start=340
-  _globals['_INFERREQUEST']._serialized_end=508
-  _globals['_INFERRESPONSE']._serialized_start=511
-  _globals['_INFERRESPONSE']._serialized_end=700
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=702
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=722
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=724
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=788
-  _globals['_PROBEREQUEST']._serialized_start=790
-  _globals['_PROBEREQUEST']._serialized_end=845
-  _globals['_PROBERESPONSE']._serialized_start=847
-  _globals['_PROBERESPONSE']._serialized_end=903
-  _globals['_LISTMODELSREQUEST']._serialized_start=905
-  _globals['_LISTMODELSREQUEST']._serialized_end=924
-  _globals['_PLAN']._serialized_start=926
-  _globals['_PLAN']._serialized_end=984
-  _globals['_MODELINFO']._serialized_start=987
-  _globals['_MODELINFO']._serialized_end=1229
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1231
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1318
-  _globals['_GETMODELREQUEST']._serialized_start=1320
-  _globals['_GETMODELREQUEST']._serialized_end=1352
-  _globals['_GETMODELRESPONSE']._serialized_start=1354
-  _globals['_GETMODELRESPONSE']._serialized_end=1418
-  _globals['_OFFLOAD']._serialized_start=1720
-  _globals['_OFFLOAD']._serialized_end=2097
+  _globals['_SERVERSTATUS']._serialized_end=363
+  _globals['_INFERREQUEST']._serialized_start=366
+  _globals['_INFERREQUEST']._serialized_end=534
+  _globals['_INFERRESPONSE']._serialized_start=537
+  _globals['_INFERRESPONSE']._serialized_end=726
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=728
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=748
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=750
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=814
+  _globals['_PROBEREQUEST']._serialized_start=816
+  _globals['_PROBEREQUEST']._serialized_end=871
+  _globals['_PROBERESPONSE']._serialized_start=873
+  _globals['_PROBERESPONSE']._serialized_end=929
+  _globals['_LISTMODELSREQUEST']._serialized_start=931
+  _globals['_LISTMODELSREQUEST']._serialized_end=950
+  _globals['_PLAN']._serialized_start=952
+  _globals['_PLAN']._serialized_end=1010
+  _globals['_MODELINFO']._serialized_start=1013
+  _globals['_MODELINFO']._serialized_end=1255
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1257
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1344
+  _globals['_GETMODELREQUEST']._serialized_start=1346
+  _globals['_GETMODELREQUEST']._serialized_end=1378
+  _globals['_GETMODELRESPONSE']._serialized_start=1380
+  _globals['_GETMODELRESPONSE']._serialized_end=1444
+  _globals['_OFFLOAD']._serialized_start=1746
+  _globals['_OFFLOAD']._serialized_end=2123
 # @@protoc_insertion_point(module_scope)

@@ -137,6 +137,7 @@ class ServerStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     MODELS_VERSION_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    DISPATCH_SECONDS_FIELD_NUMBER: _builtins.int
     backlog_seconds: _builtins.float
     """Predicted seconds until a job is started that comes now from a device with none waiting."""
     mean_backlog_seconds: _builtins.float
@@ -153,6 +154,10 @@ class ServerStatus(_message.Message):
     """Changes when what `ListModels` says has changed."""
     workers: _builtins.int
     """Workers that take jobs now; without any, jobs are refused."""
+    dispatch_seconds: _builtins.float
+    """Seconds that a job lately took from the daemon to a worker and back, beyond decoding and running: where other
+    processes fill the cores, both wait for their turn.
+    """
     def __init__(
         self,
         *,
@@ -164,10 +169,11 @@ class ServerStatus(_message.Message):
         draining: _builtins.bool = ...,
         models_version: _builtins.int = ...,
         workers: _builtins.int = ...,
+        dispatch_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_devices", b"active_devices", "backlog_seconds", b"backlog_seconds", "draining", b"draining", "externality_seconds", b"externality_seconds", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "slow_down", b"slow_down", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_devices", b"active_devices", "backlog_seconds", b"backlog_seconds", "dispatch_seconds", b"dispatch_seconds", "draining", b"draining", "externality_seconds", b"externality_seconds", "mean_backlog_seconds", b"mean_backlog_seconds", "models_version", b"models_version", "slow_down", b"slow_down", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

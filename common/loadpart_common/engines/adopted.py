@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loadpart_common.graph import Graph
 
 _CUTS = "cuts.json"
-_FORMAT = 2
+_FORMAT = 3
 _WHY = "from layers that the engine runs with it as one operator"
 
 

@@ -127,7 +127,7 @@ class Network:
         parts = (
             point.device_seconds * state.device_slow_down,
             crossing + remote * (link.round_trip_seconds + link.reply_seconds(self.reply_bytes)),
-            remote * load.backlog_seconds,
+            remote * (load.backlog_seconds + load.dispatch_seconds),
             point.server_seconds * load.slow_down,
         )
         layer = self.graph.layers[cut - 1].name if cut else "(input)"

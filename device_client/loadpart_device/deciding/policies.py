@@ -194,7 +194,7 @@ class BandwidthOnly(LoadAware):
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
         """See `LoadAware.weights`."""
-        idle = load._replace(slow_down=1.0, backlog_seconds=0.0, externality_seconds=0.0)
+        idle = load._replace(slow_down=1.0, backlog_seconds=0.0, externality_seconds=0.0, dispatch_seconds=0.0)
         return super().weights(world, link, idle, batch)
 
 

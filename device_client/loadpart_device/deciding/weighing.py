@@ -28,7 +28,10 @@ def weigh(link: LinkReading, load: ServerLoad, device_slow_down: float, reply_by
         device_slow_down,
         link.seconds_per_byte,
         load.slow_down,
-        link.round_trip_seconds + load.backlog_seconds + link.reply_seconds(reply_bytes * batch),
+        link.round_trip_seconds
+        + load.backlog_seconds
+        + load.dispatch_seconds
+        + link.reply_seconds(reply_bytes * batch),
         link.free_bytes,
         counted_externality_seconds(load),
     )

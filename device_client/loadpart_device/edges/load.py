@@ -28,6 +28,7 @@ class ServerLoad(NamedTuple):
         draining: It takes no more.
         devices: Devices that sent it a request lately.
         externality_seconds: Waiting that one more job would cause to others.
+        dispatch_seconds: What a job takes to a worker and back, beyond decoding and running.
     """
 
     slow_down: float
@@ -35,6 +36,7 @@ class ServerLoad(NamedTuple):
     draining: bool = False
     devices: int = 1
     externality_seconds: float = 0.0
+    dispatch_seconds: float = 0.0
 
 
 class LoadFollower:
@@ -90,6 +92,7 @@ class LoadFollower:
             status.draining,
             status.active_devices,
             status.externality_seconds,
+            status.dispatch_seconds,
         )
         self._status = load, max(status.mean_backlog_seconds - own, 0.0), now
 

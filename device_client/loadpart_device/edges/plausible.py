@@ -50,6 +50,7 @@ def is_status(status: offload_pb2.ServerStatus) -> bool:
         is_seconds(status.backlog_seconds)
         and is_seconds(status.mean_backlog_seconds)
         and is_seconds(status.externality_seconds)
+        and is_seconds(status.dispatch_seconds)
         and 0.0 < status.slow_down <= _MOST_SLOW_DOWN
     )
 

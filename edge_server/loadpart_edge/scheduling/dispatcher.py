@@ -300,7 +300,11 @@ class Dispatcher:
             if outcome.build_seconds:
                 seat.built.add(job.tail)
             self._forget(seat, outcome.dropped)
-            self._deferred(self._hosts[job.host].slow_down.record, job.predicted_seconds, outcome.run_seconds)
+            host = self._hosts[job.host]
+            self._deferred(host.slow_down.record, job.predicted_seconds, outcome.run_seconds)
+            if worker.capacity == 1:  # or it may have waited for another job there
+                took = time.perf_counter() - job.started_at
+                self._deferred(host.dispatch.add, took - outcome.run_seconds - outcome.build_seconds)
         self._stop(seat, job)
         self._release(seat)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from loadpart_common.latency.slow_down import SlowDown
+from loadpart_common.latency.slow_down import RecentMedian, SlowDown
+
+_DISPATCH_MEMORY_SECONDS = 30.0
+"""For which what dispatching took counts where no job is dispatched."""
 
 
 class Host:
@@ -11,12 +14,14 @@ class Host:
     Attributes:
         name: Its name.
         slow_down: Measured over predicted time of the latest tails on it, or of its canary when there are none.
+        dispatch: Seconds that jobs lately took to a worker on it and back, beyond decoding and running.
         canary_seconds: What the canary took when its tail was built there; 0 before.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.slow_down = SlowDown()
+        self.dispatch = RecentMedian(0.0, stale_seconds=_DISPATCH_MEMORY_SECONDS)
         self.canary_seconds = 0.0
 
 
@@ -48,3 +53,9 @@ class Hosts:
         """Mean slow-down of the machines; 1 without any."""
         values = [host.slow_down.value for host in self._by_name.values()]
         return sum(values) / len(values) if values else 1.0
+
+    @property
+    def dispatch_seconds(self) -> float:
+        """Mean seconds of dispatching to the machines; 0 without any."""
+        values = [host.dispatch.value for host in self._by_name.values()]
+        return sum(values) / len(values) if values else 0.0

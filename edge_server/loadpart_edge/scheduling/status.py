@@ -73,6 +73,7 @@ class StatusBoard:
             active_devices=self.devices.count,
             models_version=self._models_version(),
             workers=self._scheduler.live_workers,
+            dispatch_seconds=self._scheduler.hosts.dispatch_seconds,
         )
 
     def start(self) -> None:
