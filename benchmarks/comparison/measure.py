@@ -28,7 +28,7 @@ from loadpart_device.deciding.policies import ADAPTIVE
 from loadpart_device.images import load_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from benchmarks.comparison.grid import Condition
     from benchmarks.testbed import Link
@@ -53,6 +53,7 @@ START_MEGABITS = 64
 LEAST_ROUNDS, MOST_ROUNDS = 5, 40
 _HOPELESS = 10  # cuts this many times slower than the quickest first inference are not measured further
 _SETTLE_SECONDS = 2.0
+_QUIET_SECONDS, _BUILT_SECONDS = 3.0, 0.1
 _FACTOR_RUNS = 5
 _DRAIN_SECONDS, _DRAINED_SECONDS = 30.0, 0.02
 _FORGOTTEN_SECONDS = 2.5 * BACKLOG_WINDOW_SECONDS
@@ -212,7 +213,20 @@ def device(
         arms |= {arm: _arm(each, images) for arm, each in clients.items()}
         for name in named:  # builds heads and tails before anything is measured
             arms[name]()
+        _wait_until_quiet(clients.values())
         yield Device(network, whole, factor, clients, arms)
+
+
+def _wait_until_quiet(clients: Iterable[OffloadClient]) -> None:
+    """Waits until clients have built all that they want: what the server learns of its tails makes them want more."""
+    quiet_since = time.monotonic()
+    while time.monotonic() < quiet_since + _QUIET_SECONDS:
+        for client in clients:
+            started = time.monotonic()
+            client.wait_ready()
+            if time.monotonic() > started + _BUILT_SECONDS:
+                quiet_since = time.monotonic()
+        time.sleep(_BUILT_SECONDS)
 
 
 def _slowed(model: LatencyModel, factor: float) -> LatencyModel:
