@@ -76,6 +76,7 @@ bench-footprint: setup  ## seconds to ready, memory of each process, seconds to 
 .PHONY: bench-abuse
 bench-abuse: setup  ## 10,000 bad requests, then 100 good ones
 	@$(BIN)/python -m benchmarks.abuse
+	@$(BIN)/python -m benchmarks.abuse --payloads
 
 .PHONY: test-faults
 test-faults: setup  ## daemons killed and stopped, workers hung, links cut and thinned, overload (15 minutes, root)
