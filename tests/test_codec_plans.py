@@ -394,9 +394,18 @@ def test_accuracy_measures_codecs_and_clients_go_by_it(
         assert codecs_of(client) == LOSSLESS
 
 
-def test_plan_weighs_codecs(server: Daemon, cache: Path) -> None:
+def test_plan_weighs_codecs_and_tells_their_errors(server: Daemon, cache: Path, tmp_path: Path) -> None:
+    with RawClient(server.target) as raw:
+        save_measured(tmp_path, raw.models()["tiny"].digest, [MeasuredPlan(3, "q8z", 0.01, 0.0625, 1.0, 300)])
     common = ("--server", server.target, "--model", "tiny", "--threads", "1", "--cache", str(cache))
-    ended = run_here("loadpart-device", "plan", *common, "--bandwidth", "0.05", "--all", "--json", "--codecs", "q8z")
+    common += ("--bandwidth", "0.05", "--all", "--codecs", "q8z", "--accuracy-folder", str(tmp_path))
+    ended = run_here("loadpart-device", "plan", *common, "--json")
     assert ended.returncode == 0, ended.stderr
-    rows = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert {row["codec"] for row in rows} == {"", "raw", "q8z"}
+    rows = {(row["cut"], row["codec"]): row for row in map(json.loads, ended.stdout.splitlines())}
+    assert {codec for _, codec in rows} == {"", "raw", "q8z"}
+    assert (rows[3, "q8z"]["error"], rows[3, "q8z"]["is_error_measured"]) == (0.0625, True)
+    assert (rows[5, "q8z"]["error"], rows[5, "q8z"]["is_error_measured"]) == (CODECS["q8z"].rates.error, False)
+    assert rows[3, "raw"]["error"] == 0
+    table = run_here("loadpart-device", "plan", *common).stdout
+    assert "6.2%" in table
+    assert "~0.5%" in table

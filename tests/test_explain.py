@@ -30,7 +30,9 @@ def network(seed: int) -> Network:
         Point(plan_at(GRAPH, cut), float(heads[cut]), int(rng.integers(1, 200_000)), float(tails[cut]))
         for cut in range(12)
     ]
-    return Network("random", GRAPH, (*remote, Point(local_plan(GRAPH), float(heads[12]), 0, 0.0)), "drawn", None, None)
+    return Network(
+        "random", GRAPH, (*remote, Point(local_plan(GRAPH), float(heads[12]), 0, 0.0)), "drawn", {}, None, None
+    )
 
 
 links = st.builds(
@@ -72,7 +74,7 @@ def test_the_parts_of_a_cost_add_up() -> None:
     curves = Curves(GRAPH, shipped_model())
     heads = curves.head_seconds({})
     plans = [Point(plan_at(GRAPH, 3), 0.01, 10_000, 0.02), Point(local_plan(GRAPH), float(heads[-1]), 0, 0.0)]
-    drawn = Network("two plans", GRAPH, tuple(plans), "given", None, None)
+    drawn = Network("two plans", GRAPH, tuple(plans), "given", {}, None, None)
     link = LinkReading(0.002, 1e-6, free_bytes=4000, down_seconds_per_byte=1e-6)
     remote, local = drawn.costs(State(link, ServerLoad(3.0, 0.005), 2.0))
     assert remote.device_seconds == pytest.approx(0.02)

@@ -178,6 +178,7 @@ def plan(
     device_slow_down: Annotated[float, typer.Option(help="How much slower than idle this device is.")] = 1.0,
     plot: Annotated[Path | None, typer.Option(help="Picture to draw, such as plan.png.")] = None,
     codecs: Codecs = None,
+    accuracy_folder: AccuracyFolder = None,
     every: Annotated[bool, typer.Option("--all", help="All cuts, not only those that can win.")] = False,
     as_json: Json = False,
     server: ServerOption = None,
@@ -204,6 +205,7 @@ def plan(
         "precision": precision,
         "provider": provider,
         "codecs": codecs,
+        "accuracy_folder": accuracy_folder,
     }
     flags |= {"threads": threads, "cache": cache, "latency_folder": latency_folder}
     settings = load_settings({**flags, "connect_timeout": connect_timeout}, config)
@@ -215,6 +217,7 @@ def plan(
             latency_folder=_latency_folder(settings),
             engine=settings.engine_choice,
             codecs=AllowedCodecs(settings.codecs).names,
+            accuracy_folder=_accuracy_folder(settings),
             timeout_seconds=settings.connect_timeout,
             measure=bandwidth is None,
             on_progress=on_progress,
@@ -296,8 +299,9 @@ def accuracy(
             print("no server answers: the accuracy of this device alone is measured", file=sys.stderr)
         with console.progress("comparing") as tell:
             rows = list(measure_accuracy(client, exact, pictures, times, tell))
-        folder = Path(settings.accuracy_folder) if settings.accuracy_folder else default_accuracy_folder()
-        kept = save_measured(folder, client.digest, [row.measured for row in rows if not row.plan.is_local])
+        kept = save_measured(
+            _accuracy_folder(settings), client.digest, [row.measured for row in rows if not row.plan.is_local]
+        )
         if as_json:
             for row in rows:
                 print(json.dumps({"model": settings.model, **asdict(row), "plan": str(row.plan)}))
@@ -384,6 +388,10 @@ def replay(
 
 def _cache(settings: Settings) -> Path:
     return Path(settings.cache) if settings.cache else default_cache()
+
+
+def _accuracy_folder(settings: Settings) -> Path:
+    return Path(settings.accuracy_folder) if settings.accuracy_folder else default_accuracy_folder()
 
 
 def _latency_folder(settings: Settings) -> Path | None:

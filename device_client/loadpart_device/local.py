@@ -120,10 +120,17 @@ class LocalRuntime:
             builds = [self._executor.submit(self._build, cut) for cut in cuts if not self.is_ready(cut)]
             self._await(builds)
 
-    def when_idle(self, function: Callable[[], object]) -> None:
-        """Has a function called on the engine's thread when that has nothing else to do; `wait_built` waits for it."""
+    def when_idle(self, function: Callable[[], object], *, is_awaited: bool = False) -> None:
+        """Has a function called on the engine's thread when that has nothing else to do.
+
+        Args:
+            function: The function.
+            is_awaited: Whether `wait_built` waits for it.
+        """
         with self._lock:
-            self._await([self._executor.submit(lambda _: function())])
+            call = self._executor.submit(lambda _: function())
+            if is_awaited:
+                self._await([call])
 
     def _await(self, builds: Sequence[Future[Any]]) -> None:
         self._builds += builds

@@ -71,7 +71,7 @@ class Planner:
         self._codecs = CodecCosts(self._graph, [plan for plan in plans if allowed.allows(plan)])
         self._plans: dict[str, Plans] = {}  # by edge
         self.update()
-        local.when_idle(self._time_codecs)
+        local.when_idle(self._time_codecs, is_awaited=True)
 
     def use_latency_model_only(self, value: bool) -> None:
         """Sets whether plans are predicted from the latency model alone."""

@@ -81,7 +81,7 @@ def show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
     out = Console(highlight=False)
     if not out.is_terminal:
         out.width = max(out.width, _FILE_WIDTH)
-    columns = ("cut", "codec", "after layer", "kB", "device", "network", "queue", "server", "total ms", "")
+    columns = ("cut", "codec", "after layer", "kB", "device", "network", "queue", "server", "total ms", "error", "")
     table = Table(*columns, title=network.name, box=None, header_style="bold", title_justify="left")
     for cost in costs:
         parts = (cost.device_seconds, cost.network_seconds, cost.queue_seconds, cost.server_seconds, cost.total_seconds)
@@ -91,11 +91,19 @@ def show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
             shown(cost.layer),
             f"{cost.nbytes / 1e3:.1f}",
             *(f"{seconds * 1e3:.2f}" for seconds in parts),
+            _error(cost),
             "<- chosen" if cost.chosen else "",
             style="bold" if cost.chosen else None,
         )
     out.print(table)
     out.print(f"{state}; {network.source}", soft_wrap=True)
+
+
+def _error(cost: PlanCost) -> str:
+    """The worst error that was measured; with a tilde what the codec is known for; nothing where there is none."""
+    if cost.is_error_measured:
+        return f"{cost.error:.1%}"
+    return f"~{cost.error:.1%}" if cost.error else ""
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from loadpart_common.codecs.registry import CODECS
 from loadpart_common.planning.plan import reply_bytes
 from loadpart_common.planning.plans import Plans
 from loadpart_common.planning.winners import winning_plans
@@ -13,6 +14,8 @@ from loadpart_device.deciding.policies import LoadAware
 from loadpart_device.deciding.state import EdgeState, World
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadpart_common.graph import Graph
     from loadpart_common.planning.plan import PlanKey, Point
     from loadpart_device.edges.link import LinkReading
@@ -33,6 +36,9 @@ class PlanCost:
         server_seconds: The tail.
         total_seconds: All of it.
         externality_seconds: Waiting that it causes to others, as far as the decision counts it.
+        error: What its codec does to an output, as a share of the largest output: the worst that was measured of the
+            model, or else what the codec is known for.
+        is_error_measured: Whether it was measured.
         can_win: Whether it is the best one for some link and load.
         chosen: Whether it is the best one for this link and load.
     """
@@ -46,6 +52,8 @@ class PlanCost:
     server_seconds: float
     total_seconds: float
     externality_seconds: float
+    error: float
+    is_error_measured: bool
     can_win: bool
     chosen: bool
 
@@ -80,6 +88,7 @@ class Network:
         graph: Its layers.
         points: The point of every plan.
         source: Where the figures come from, in words.
+        errors: What codecs were measured to do to an output at worst, by plan.
         link: The link as it was measured; None without a server.
         load: The server's load; None without a server.
     """
@@ -88,6 +97,7 @@ class Network:
     graph: Graph
     points: tuple[Point, ...]
     source: str
+    errors: Mapping[PlanKey, float]
     link: LinkReading | None
     load: ServerLoad | None
 
@@ -131,6 +141,17 @@ class Network:
             point.server_seconds * load.slow_down,
         )
         layer = self.graph.layers[cut - 1].name if cut else "(input)"
+        measured = self.errors.get(point.key)
+        known = 0.0 if point.key.is_local else CODECS[point.key.codec].rates.error
         return PlanCost(
-            point.key, layer, point.uplink_bytes, *parts, sum(parts), remote * externality, can_win, chosen
-        )  # fmt: skip
+            point.key,
+            layer,
+            point.uplink_bytes,
+            *parts,
+            sum(parts),
+            remote * externality,
+            known if measured is None else measured,
+            measured is not None,
+            can_win,
+            chosen,
+        )

@@ -12,6 +12,7 @@ from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.planning.plan import PlanKey, coded_plans, points, rated_cost, undominated_codecs
 from loadpart_common.store.engine_choice import choose_engine
+from loadpart_device.allowed_codecs import read_measured
 from loadpart_device.codec_costs import CodecCosts
 from loadpart_device.deciding.explain import Network
 from loadpart_device.edges.edge import Edge
@@ -36,6 +37,7 @@ def look_up(
     latency_folder: Path | None,
     engine: EngineChoice,
     codecs: Sequence[str],
+    accuracy_folder: Path,
     timeout_seconds: float,
     measure: bool,
     on_progress: Callable[[int, int], None],
@@ -51,6 +53,7 @@ def look_up(
         latency_folder: Folder with what was measured of this machine; the usual one when None.
         engine: What the settings say of the engine.
         codecs: Codecs that may be used.
+        accuracy_folder: Folder with what `accuracy` measured.
         timeout_seconds: How long to wait for the server.
         measure: Whether to measure the link and the load, too; then the server has to be there.
         on_progress: Called with the bytes that have come and those of all, while a model is fetched.
@@ -90,7 +93,9 @@ def look_up(
     costs = CodecCosts(graph, plans)
     costs.time_codecs()
     every = undominated_codecs(points(graph, heads, tails, costs.costs(decode_seconds)))
-    return Network(name, graph, tuple(every), source, link, load)
+    measured = read_measured(accuracy_folder, stored.manifest.digest)
+    errors = {PlanKey(plan.cut, plan.codec): plan.worst_error for plan in measured}
+    return Network(name, graph, tuple(every), source, errors, link, load)
 
 
 def _measure(edge: Edge, timeout_seconds: float) -> tuple[LinkReading, ServerLoad]:
