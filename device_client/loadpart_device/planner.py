@@ -114,7 +114,7 @@ class Planner:
 
     def encoded(self, plan: PlanKey, nbytes: int, encode_seconds: float, batch: int) -> None:
         """Takes in what a request took to encode, and how many bytes it became."""
-        if self._codecs.record(plan, nbytes / batch, encode_seconds / batch):
+        if self._codecs.record(plan, nbytes / batch, encode_seconds / batch / self._local.slow_down):
             self._local.when_idle(self.update)
 
     def is_exact(self, edge: Edge) -> bool:

@@ -48,8 +48,12 @@ class TailTimes:
         self._redraw()
 
     def observe(self, plan: PlanKey, decode_seconds: float, tail_seconds: float) -> bool:
-        """Takes in what ran for a device, one item; gives whether the times have changed."""
-        decoding_changed = plan in self._rated and self._decoding.record(plan, decode_seconds)
+        """Takes in what ran for a device, one item; gives whether the times have changed.
+
+        Decoding has no idle measurement to go by, so the tail that ran after it tells how slow the host was.
+        """
+        slow_down = max(tail_seconds / max(float(self.seconds[plan.cut]), 1e-9), 1.0)
+        decoding_changed = plan in self._rated and self._decoding.record(plan, decode_seconds / slow_down)
         tails_changed = self._tails.observe(plan.cut, tail_seconds)
         if tails_changed:
             self._redraw()

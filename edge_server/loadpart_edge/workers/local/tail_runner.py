@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from loadpart.v1 import offload_pb2
-from loadpart_common.codecs.registry import codec_named
+from loadpart_common.codecs.registry import CODECS, codec_named
+from loadpart_common.codecs.timing import make_ready
 from loadpart_common.engines.base import EngineSetup
 from loadpart_common.engines.registry import ENGINES
 from loadpart_common.engines.segment_cache import SegmentCache
@@ -46,6 +47,7 @@ class TailRunner:
         self._models: dict[str, tuple[SegmentCache, CachedModel]] = {}  # by digest
         self._dropped: list[tuple[str, int, int]] = []
         self._process = psutil.Process()
+        make_ready(CODECS)
 
     def answer(self, message: PrepareTail | RunTail) -> TailPrepared | TailRan | Failed:
         """Does what a message asks for; what goes wrong is the answer, so that the worker lives on."""
