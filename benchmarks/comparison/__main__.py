@@ -92,19 +92,29 @@ def run(
     output: Annotated[Path, typer.Option(help="folder for the report; pictures and raw results go below it")],
     *,
     engine: Annotated[str, typer.Option(help=f"engine of both sides: {', '.join(ENGINES)}")] = DEFAULT_ENGINE,
+    network: Annotated[list[str] | None, typer.Option(help="only conditions of this one; may be repeated")] = None,
+    megabits: Annotated[list[int] | None, typer.Option(help="only conditions with this rate; may be repeated")] = None,
+    seconds: Annotated[float | None, typer.Option(help="how long to measure each condition")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the results that are there")] = False,
 ) -> None:
     """Measures all policies under many conditions and in traces, and writes the report; needs root."""
     if which not in KINDS:
         raise typer.BadParameter(f"expected one of {', '.join(KINDS)}, got {which!r}")
     kind = KINDS[which]
+    kind = kind._replace(seconds=seconds or kind.seconds)
     path = output / report.FOLDER / report.RESULTS
     if not resume:
         path.unlink(missing_ok=True)
     before = read(path) if path.exists() else Results()
     done = {each.condition for each in before.measured}, {each.name for each in before.traced}
-    wanted = [each for each in kind.conditions() if each not in done[0]]
-    courses = [each for each in kind.traces() if each.name not in done[1]]
+    wanted = [
+        each
+        for each in kind.conditions()
+        if each not in done[0]
+        and (not network or each.network in network)
+        and (not megabits or each.megabits in megabits)
+    ]
+    courses = [each for each in kind.traces() if each.name not in done[1] and not (network or megabits)]
     signal.signal(signal.SIGTERM, _exit)  # so that SIGTERM also removes namespaces and processes
     export_missing()
     writer = Writer(path)
