@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from loadpart_common.tensors import Array
     from loadpart_device.edges.load import ServerLoad
 
+DEFAULT_POLICY = "load-aware"
 POLICIES: dict[str, dict[str, Any]] = {policy: {"policy": policy} for policy in ADAPTIVE}
 """The arms that decide, and what their clients are made with."""
 
@@ -214,6 +215,9 @@ def device(
         for name in named:  # builds heads and tails before anything is measured
             arms[name]()
         _wait_until_quiet(clients.values())
+        for arm, each in clients.items():  # as an application's first inferences run, before the link is known
+            _local_seconds(each, images[0])
+            each.policy = adaptive[arm].get("policy", DEFAULT_POLICY)
         yield Device(network, whole, factor, clients, arms)
 
 
