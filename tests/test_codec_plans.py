@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pytest
 from benchmarks.daemon import daemon
@@ -365,6 +366,19 @@ def test_payloads_that_are_none_are_refused_and_the_server_goes_on(server: Daemo
         for _ in range(3):
             (again,) = raw.infer([picture()], model="tiny", digest=digest, cut=0, codec="raw")
             assert np.array_equal(again, expected)
+
+
+def test_refused_calls_are_gone_at_once(store: Path) -> None:
+    codec = CODECS["webp-lossless"]
+    with (
+        daemon("--store", str(store), "--models", "tiny", "--threads", "1", "--refusals-per-second", "1e9") as own,
+        RawClient(own.target) as raw,
+    ):
+        head = offload_pb2.InferRequest(model="tiny", digest=raw.models()["tiny"].digest, cut=0, codec=codec.name)
+        good = bytes(codec.encode(picture()) or b"")
+        wrong = with_tensors(head, [picture()], codec).replace(good, bytes(len(good)))
+        statuses = {raw.status_of("Infer", wrong) for _ in range(1000)}
+        assert statuses == {grpc.StatusCode.INVALID_ARGUMENT}, "a connection carries 32 calls at a time, and no more"
 
 
 # The command lines.

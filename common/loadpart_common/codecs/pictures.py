@@ -91,7 +91,7 @@ class PictureCodec(CompressedCodec):
             files.append(data[end : end + length])
             start = end + length
         if len(files) != number or start != len(data):
-            raise InputError(f"expected {number} picture(s), each after its length, got {len(data)} bytes of others")
+            raise InputError(f"expected {number} picture(s), each after its length, got {len(data)} other bytes")
         return files
 
     def _open(self, file: memoryview, height: int, width: int) -> Array:

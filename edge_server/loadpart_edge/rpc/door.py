@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import traceback
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -181,7 +182,11 @@ class Door:
             await self._tarpit.hold(context.peer())
             if context.done():  # it has left meanwhile
                 return
-        await context.abort(status, str(error), metadata_of(error))
+        try:
+            await context.abort(status, str(error), metadata_of(error))
+        except grpc.aio.AbortError as aborted:
+            asyncio.get_running_loop().call_soon(_let_go, aborted)
+            raise
 
     def _tell_refusal(self, error: AccessError, context: Context) -> None:
         """Logs that somebody was refused, now and then."""
@@ -190,6 +195,17 @@ class Door:
         if now - self._refusals_told_at > _REFUSALS_SECONDS:
             log.warning("%d call(s) refused, the last of %s: %s", self._refusals, _host(context.peer()), error)
             self._refusals, self._refusals_told_at = 0, now
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames that an error has passed, and those of the errors that led to it.
+
+    A call keeps the error that ended it, whose frames keep the call: it would count as one of its connection's until
+    the next collection of garbage.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 async def _write(context: Context, response: bytes) -> None:
