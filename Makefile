@@ -104,6 +104,10 @@ bench-prediction: setup  ## predicted seconds of heads and tails against measure
 bench-decision: setup  ## hulls against brute force, microseconds a decision
 	@$(BIN)/python -m benchmarks.decision
 
+.PHONY: bench-fleet
+bench-fleet: setup  ## three servers to choose from, while links and loads change (5 minutes, root; QUICK=1: three)
+	@$(BIN)/python -m benchmarks.fleet $(if $(QUICK),--quick)
+
 .PHONY: bench-link
 bench-link: setup  ## the link estimator against shaped links (root)
 	@$(BIN)/python -m benchmarks.link
@@ -113,8 +117,8 @@ bench-load: setup  ## predicted server time under load, coming back after it, st
 	@$(BIN)/python -m benchmarks.load
 
 .PHONY: bench-simulation
-bench-simulation: setup  ## a thousand devices on one server, simulated
-	@$(BIN)/python -m benchmarks.simulation
+bench-simulation: setup  ## a thousand devices on one server and on four, simulated; QUICK=1: load-aware only
+	@$(BIN)/python -m benchmarks.simulation $(if $(QUICK),--quick)
 
 .PHONY: bench
 bench: setup  ## every policy side by side, a balanced part of the grid; writes docs/benchmarks.md (an hour, root)

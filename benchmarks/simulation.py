@@ -1,10 +1,11 @@
-"""Simulates a thousand devices on one server, with the product's own decisions, load figures and policies.
+"""Simulates a thousand devices on one server or four, with the product's own decisions, load figures and policies.
 
 Nothing is sent or computed: time is simulated. Each device infers repeatedly, with random pauses. If all offloaded,
-they would ask for 70 to 400 % of what the server can answer. The devices are either alike or differ in speed and link.
-For each policy the benchmark prints the mean latency, its ratio to that of the best fixed assignment, and how much the
-length of the queue varies. In a fixed assignment, a number of devices, those that gain most, always offload; several
-numbers are tried.
+they would ask for 70 to 400 % of what the servers can answer. The devices are either alike or differ in speed and
+links, and the four servers differ in speed. For each policy the benchmark prints the mean latency, its ratio to that of
+the best fixed assignment, and how much the lengths of the queues vary. In a fixed assignment every device always uses
+the same server and plan; several assignments are tried, more and less cautious of queues. `--quick` leaves out what is
+there for comparison only.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from loadpart.v1 import offload_pb2
 from loadpart_common.latency.curves import Curves
 from loadpart_common.latency.model import shipped_model
 from loadpart_common.latency.slow_down import SlowDown
-from loadpart_common.planning.plan import PlanKey, Point, points
+from loadpart_common.planning.plan import Point, points
 from loadpart_common.planning.plans import Plans, Weights
 from loadpart_common.planning.winners import winning_plans
 from loadpart_common.store.model_store import ModelStore
 from loadpart_device.deciding.policies import BandwidthOnly, LoadAware
-from loadpart_device.deciding.state import EdgeState, World
+from loadpart_device.deciding.state import Chosen, EdgeState, World
 from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import LoadFollower, ServerLoad
 from loadpart_edge.scheduling.backlog import Backlog
@@ -43,7 +44,7 @@ from loadpart_edge.scheduling.job import Owner
 from loadpart_edge.scheduling.status import is_large_change, least_gap_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 DEVICES = 1000
 SECONDS, WARM_UP_SECONDS = 180.0, 30.0
@@ -53,6 +54,10 @@ OFFERED = (0.7, 1.5, 4.0)
 """Load if all devices offload every inference, as a share of what the server can answer."""
 ANSWER_BYTES = 4000
 NOISE = 0.05
+SPEEDS = ((1.0,), (2.0, 1.0, 0.7, 0.3))
+"""How quick the servers are: one of them alone, and four."""
+CAUTIONS = (0.3, 0.6, 1.0, 1.5, 2.5)
+_ROUNDS = 6
 LIMIT, SWING_LIMIT = 1.10, 1.25
 
 console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
@@ -85,9 +90,9 @@ class Job:
 class Server:
     """One worker that runs jobs first in, first out; its load figures are computed by the daemon's code."""
 
-    def __init__(self, simulation: Simulation, seed: int) -> None:
-        self.simulation, self.rng = simulation, random.Random(seed)
-        self.devices: list[Device] = []
+    def __init__(self, simulation: Simulation, name: str, seed: int) -> None:
+        self.simulation, self.name, self.rng = simulation, name, random.Random(seed)
+        self.watchers: list[LoadFollower] = []
         self.queue: deque[Job] = deque()
         self.running: Job | None = None
         self.started = 0.0
@@ -131,7 +136,7 @@ class Server:
     def changed(self) -> None:
         self.means.changed(self.backlog, float(self.running is not None))
         if self.must_tell():
-            wait = self.told_at + least_gap_seconds(len(self.devices)) - self.simulation.now
+            wait = self.told_at + least_gap_seconds(len(self.watchers)) - self.simulation.now
             if wait <= 0:
                 self.publish()
             elif self.due < self.simulation.now:
@@ -157,8 +162,8 @@ class Server:
     def publish(self) -> None:
         self.told_at, self.told = self.simulation.now, self.backlog
         status = self.status()
-        for device in self.devices:
-            device.load.status_received(status)
+        for watcher in self.watchers:
+            watcher.status_received(status)
 
     def period(self) -> None:
         self.publish()
@@ -171,46 +176,60 @@ class Server:
 
 
 @dataclass
+class Site:
+    """A server as one device sees it."""
+
+    server: Server
+    plans: Plans
+    link: LinkReading
+    load: LoadFollower
+
+    @property
+    def name(self) -> str:
+        return self.server.name
+
+
+@dataclass
 class Device:
     """A device that infers, pauses for a random time, and infers again."""
 
     name: str
     simulation: Simulation
-    server: Server
-    plans: Plans
-    link: LinkReading
+    sites: list[Site]
     slow_down: float
     pause: float
     rng: random.Random
     policy: LoadAware | None  # None: the device always uses the plan `fixed`
-    fixed: Point | None = None
+    fixed: tuple[str, Point] | None = None
     latencies: list[float] = field(default_factory=list)
     remote: int = 0
     changes: int = 0
-    last: PlanKey | None = None
+    last: Chosen | None = None
 
     def __post_init__(self) -> None:
-        self.load = LoadFollower(lambda: self.simulation.now)
+        self.by_name = {site.name: site for site in self.sites}
         self.simulation.at(self.rng.uniform(0, self.pause), self.infer)
 
     def infer(self) -> None:
         started = self.simulation.now
-        point = self.fixed or self.choose()
-        self.changes += self.last is not None and point.key != self.last and started > WARM_UP_SECONDS
-        self.last = point.key
+        name, point = self.fixed or self.choose()
+        chosen = Chosen(name, point.key)
+        self.changes += self.last is not None and chosen != self.last and started > WARM_UP_SECONDS
+        self.last = chosen
         head = point.device_seconds * self.slow_down * self.rng.lognormvariate(0, NOISE)
         if point.key.is_local:
             self.simulation.at(head, lambda: self.end(started))
             return
-        up = point.uplink_bytes * self.link.seconds_per_byte * self.rng.lognormvariate(0, NOISE)
-        back = self.link.round_trip_seconds / 2
+        site = self.by_name[name]
+        up = point.uplink_bytes * site.link.seconds_per_byte * self.rng.lognormvariate(0, NOISE)
+        back = site.link.round_trip_seconds / 2
 
         def done(waited: float, seconds: float) -> None:
-            status = self.server.status()
+            status = site.server.status()
 
             def answered() -> None:
-                self.load.status_received(status)
-                self.load.reply_received(waited, seconds)
+                site.load.status_received(status)
+                site.load.reply_received(waited, seconds)
                 self.end(started)
 
             self.simulation.at(back, answered)
@@ -218,16 +237,21 @@ class Device:
         arrives = head + up + back
         self.remote += started > WARM_UP_SECONDS
         self.simulation.at(
-            arrives, lambda: self.server.take(Job(point.server_seconds, self.simulation.now, done), self.name)
+            arrives, lambda: site.server.take(Job(point.server_seconds, self.simulation.now, done), self.name)
         )
 
-    def choose(self) -> Point:
+    def choose(self) -> tuple[str, Point]:
         assert self.policy is not None
-        state = EdgeState("server", self.plans, self.link, self.load.now(), None)
-        world = World((state,), self.slow_down, self.plans.points[-1].key, ANSWER_BYTES)
-        position = self.plans.position(self.policy.choose(world, 1).chosen.plan)
+        states = [EdgeState(site.name, site.plans, site.link, site.load.now(), None) for site in self.sites]
+        local = self.sites[0].plans.points[-1]
+        world = World(tuple(states), self.slow_down, local.key, ANSWER_BYTES)
+        chosen = self.policy.choose(world, 1).chosen
+        if chosen.plan.is_local:
+            return "", local
+        plans = self.by_name[chosen.edge].plans
+        position = plans.position(chosen.plan)
         assert position is not None
-        return self.plans.points[position]
+        return chosen.edge, plans.points[position]
 
     def end(self, started: float) -> None:
         if started > WARM_UP_SECONDS:
@@ -247,7 +271,7 @@ class Outcome:
 class AtOnce(LoadAware):
     """Load-aware without random keeping of plans: every device changes as soon as another plan is better."""
 
-    def _keeps_by_chance(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:  # noqa: ARG002
+    def _keeps_by_chance(self, *_: object) -> bool:
         return False
 
 
@@ -259,105 +283,161 @@ class Selfish(AtOnce):
         return super().weights(world, link, load._replace(devices=1), batch)
 
 
-def simulate(plans: Plans, offered: float, policy: type[LoadAware] | int, *, alike: bool, seed: int = 0) -> Outcome:
-    """Simulates a fleet of devices.
+@dataclass(frozen=True)
+class Fleet:
+    """Devices and servers, before anything happens.
 
-    Args:
-        plans: The plans of the network that all devices run.
-        offered: Load if all devices offload every inference, as a share of what the server can answer.
-        policy: The policy of all devices; a number makes that many of them, those that gain most, always offload.
-        alike: Whether all devices have the same speed and link.
-        seed: Seed of the devices, their pauses and the noise.
+    Attributes:
+        plans: The plans of each server.
+        offered: Load if all devices offload every inference, as a share of what the servers can answer.
+        pause: Mean pause of a device between two inferences, in seconds.
+        slow_downs: Of each device.
+        links: Of each device, those to each server.
     """
-    simulation = Simulation()
-    server = Server(simulation, seed)
-    tail = plans.points[0].server_seconds
-    pause = DEVICES * tail / offered
-    rng = random.Random(seed)
-    fleet = []
-    for number in range(DEVICES):
-        first, second = (0.5, 0.5) if alike else (rng.random(), rng.random())
-        link = LinkReading(0.004, 8e-6 / (4 * 16**first))  # 4 to 64 Mbit/s
-        slow_down = 4 * 4**second  # 4 to 16 times slower than the server
-        fleet.append((link, slow_down, random.Random(seed * DEVICES + number)))
-    offloads: set[int] = set()
-    if isinstance(policy, int):
-        gains = sorted(range(DEVICES), key=lambda number: gain(plans, *fleet[number][:2]))
-        offloads = {number for number in gains[DEVICES - policy :] if gain(plans, *fleet[number][:2]) > 0}
-    for number, (link, slow_down, source) in enumerate(fleet):
-        chosen = None if isinstance(policy, int) else policy(source, lambda: simulation.now)
-        fixed = None if chosen else best(plans, link, slow_down) if number in offloads else plans.points[-1]
-        server.devices.append(
-            Device(str(number), simulation, server, plans, link, slow_down, pause, source, chosen, fixed)
+
+    plans: tuple[Plans, ...]
+    offered: float
+    pause: float
+    slow_downs: tuple[float, ...]
+    links: tuple[tuple[LinkReading, ...], ...]
+
+    @classmethod
+    def draw(cls, plans: Plans, offered: float, speeds: Sequence[float], *, alike: bool, seed: int = 0) -> Fleet:
+        """Draws a fleet.
+
+        Args:
+            plans: The plans of the network that all devices run, with a server of speed 1.
+            offered: See `Fleet`.
+            speeds: How quick each server is.
+            alike: Whether all devices have the same speed and links.
+            seed: Seed of the devices.
+        """
+        rng = random.Random(seed)
+
+        def draw() -> float:
+            return 0.5 if alike else rng.random()
+
+        slow_downs, links = [], []
+        for _ in range(DEVICES):
+            links.append(tuple([LinkReading(0.004, 8e-6 / (4 * 16 ** draw())) for _ in speeds]))  # 4 to 64 Mbit/s
+            slow_downs.append(4 * 4 ** draw())  # 4 to 16 times slower than a server of speed 1
+        by_server = tuple([Plans([_on(point, speed) for point in plans.points]) for speed in speeds])
+        pause = DEVICES * plans.points[0].server_seconds / (offered * sum(speeds))
+        return cls(by_server, offered, pause, tuple(slow_downs), tuple(links))
+
+    def assign(self, caution: float) -> list[tuple[str, Point]]:
+        """An assignment of every device to a server and a plan, or to itself, for good.
+
+        Each device in turn takes what costs all of them the least: its own latency, and the waiting of the others that
+        it makes longer, after the formula for a queue with Poisson arrivals and constant service times. Several rounds
+        of this reach an assignment from which no single device can depart with a gain for all.
+
+        Args:
+            caution: Factor on what the formula says of waiting.
+        """
+        loads = [0.0] * len(self.plans)
+        taken: list[tuple[int, Point] | None] = [None] * DEVICES
+        for _ in range(_ROUNDS):
+            for number, slow_down in enumerate(self.slow_downs):
+                if (before := taken[number]) is not None:
+                    loads[before[0]] -= before[1].server_seconds / self.pause
+                least, best = self.plans[0].points[-1].device_seconds * slow_down, None
+                for place, (plans, link) in enumerate(zip(self.plans, self.links[number], strict=True)):
+                    costs = plans.costs(Weights(slow_down, link.seconds_per_byte, 1.0, link.round_trip_seconds))
+                    for point, cost in zip(plans.points[:-1], costs, strict=False):
+                        load = loads[place] + point.server_seconds / self.pause
+                        if load >= 1:
+                            continue
+                        waiting = point.server_seconds * load / (2 * (1 - load)) * (1 + 1 / (1 - load))
+                        if cost + caution * waiting < least:
+                            least, best = cost + caution * waiting, (place, point)
+                taken[number] = best
+                if best is not None:
+                    loads[best[0]] += best[1].server_seconds / self.pause
+        local = self.plans[0].points[-1]
+        return [("", local) if each is None else (_name(each[0]), each[1]) for each in taken]
+
+    def simulate(self, policy: type[LoadAware] | list[tuple[str, Point]], seed: int = 0) -> Outcome:
+        """Simulates the fleet.
+
+        Args:
+            policy: The policy of all devices, or an assignment.
+            seed: Seed of pauses and noise.
+        """
+        simulation = Simulation()
+        servers = [Server(simulation, _name(place), seed + place) for place in range(len(self.plans))]
+        devices = []
+        for number, (slow_down, links) in enumerate(zip(self.slow_downs, self.links, strict=True)):
+            rng = random.Random(seed * DEVICES + number)
+            sites = [
+                Site(server, plans, link, LoadFollower(lambda: simulation.now))
+                for server, plans, link in zip(servers, self.plans, links, strict=True)
+            ]
+            for site in sites:
+                site.server.watchers.append(site.load)
+            fixed = policy[number] if isinstance(policy, list) else None
+            chosen = None if isinstance(policy, list) else policy(rng, lambda: simulation.now)
+            devices.append(Device(str(number), simulation, sites, slow_down, self.pause, rng, chosen, fixed))
+        simulation.run(SECONDS)
+        latencies = [latency for device in devices for latency in device.latencies]
+        mean = sum(statistics.fmean(server.lengths) for server in servers)
+        deviation = sum(statistics.pstdev(server.lengths) for server in servers)
+        return Outcome(
+            statistics.fmean(latencies),
+            sum(device.remote for device in devices) / len(latencies),
+            mean,
+            deviation / mean if mean else 0.0,
+            100 * sum(device.changes for device in devices) / len(latencies),
         )
-    simulation.run(SECONDS)
-    latencies = [latency for device in server.devices for latency in device.latencies]
-    mean = statistics.fmean(server.lengths)
-    return Outcome(
-        statistics.fmean(latencies),
-        sum(device.remote for device in server.devices) / len(latencies),
-        mean,
-        statistics.pstdev(server.lengths) / mean if mean else 0.0,
-        100 * sum(device.changes for device in server.devices) / len(latencies),
-    )
 
 
-def weights(link: LinkReading, slow_down: float) -> Weights:
-    return Weights(slow_down, link.seconds_per_byte, 1.0, link.round_trip_seconds)
+def _on(point: Point, speed: float) -> Point:
+    """A plan's point on a server that is so many times quicker."""
+    return Point(point.key, point.device_seconds, point.uplink_bytes, point.server_seconds / speed)
 
 
-def best(plans: Plans, link: LinkReading, slow_down: float) -> Point:
-    """The best remote plan when the server is idle."""
-    remote = Plans([point for point in plans.points if not point.key.is_local])
-    costs = remote.costs(weights(link, slow_down))
-    return remote.points[costs.index(min(costs))]
-
-
-def gain(plans: Plans, link: LinkReading, slow_down: float) -> float:
-    """Seconds that a device saves with the best remote plan on an idle server, compared with computing locally."""
-    seconds = plans.costs(weights(link, slow_down))
-    return seconds[-1] - min(seconds[:-1])
+def _name(place: int) -> str:
+    return f"server-{place}"
 
 
 def main() -> None:
+    quick = "--quick" in sys.argv[1:]
     export_missing()
     graph = ModelStore(Path(os.environ["LOADPART_EDGE_STORE"])).open(NETWORK).graph
     curves = Curves(graph, shipped_model())
     plans = Plans(winning_plans(points(graph, curves.head_seconds({}), curves.tail_seconds({}))))
     table = Table(
-        "devices, offered", "way", "mean ms", "of best fixed", "remote", "queue", "its variation", "changes in 100",
-        title=f"{DEVICES} devices, {NETWORK}, {SECONDS - WARM_UP_SECONDS:.0f} s simulated", header_style="bold",
+        "servers", "devices, offered", "way", "mean ms", "of best fixed", "remote", "queues", "their variation",
+        "changes in 100", title=f"{DEVICES} devices, {NETWORK}, {SECONDS - WARM_UP_SECONDS:.0f} s simulated",
+        header_style="bold",
     )  # fmt: skip
     worst, swing = 0.0, 0.0
-    for alike, offered in itertools.product((False, True), OFFERED):
-        numbers = [round(DEVICES * share / offered) for share in (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)]
-        what = f"{'alike' if alike else 'various'}, {offered:.0%}"
-        fixed = {
-            min(number, DEVICES): simulate(plans, offered, min(number, DEVICES), alike=alike)
-            for number in track(numbers, description=what, console=console, transient=True)
-        }
-        number, optimum = min(fixed.items(), key=lambda item: item[1].mean_seconds)
-        ways = {f"best fixed: {number} offload": optimum, "all local": simulate(plans, offered, 0, alike=alike)}
-        for way, policy in (
-            ("load-aware", LoadAware),
-            ("without chance", AtOnce),
-            ("without chance, selfish", Selfish),
-            ("bandwidth-only", BandwidthOnly),
-        ):
-            ways[way] = simulate(plans, offered, policy, alike=alike)
+    for speeds, alike, offered in itertools.product(SPEEDS, (False,) if quick else (False, True), OFFERED):
+        fleet = Fleet.draw(plans, offered, speeds, alike=alike)
+        where, what = " + ".join(f"{speed:g}" for speed in speeds), f"{'alike' if alike else 'various'}, {offered:.0%}"
+        fixed = [
+            fleet.simulate(fleet.assign(caution))
+            for caution in track(CAUTIONS, description=f"{where}: {what}", console=console, transient=True)
+        ]
+        optimum = min(fixed, key=lambda outcome: outcome.mean_seconds)
+        ways = {f"best fixed: {optimum.remote_share:.0%} offload": optimum}
+        ways["all local"] = fleet.simulate([("", plans.points[-1])] * DEVICES)
+        policies = [("load-aware", LoadAware), ("without chance", AtOnce), ("without chance, selfish", Selfish)]
+        for way, policy in [*policies, ("bandwidth-only", BandwidthOnly)][: 1 if quick else None]:
+            ways[way] = fleet.simulate(policy)
         worst = max(worst, ways["load-aware"].mean_seconds / optimum.mean_seconds)
         swing = max(swing, ways["load-aware"].queue_variation / optimum.queue_variation)
         for way, outcome in ways.items():
             table.add_row(
-                what, way, f"{outcome.mean_seconds * 1e3:.1f}", f"{outcome.mean_seconds / optimum.mean_seconds:.2f}",
-                f"{outcome.remote_share:.0%}", f"{outcome.queue_mean:.1f}", f"{outcome.queue_variation:.2f}",
-                f"{outcome.changes:.1f}",
+                where, what, way, f"{outcome.mean_seconds * 1e3:.1f}",
+                f"{outcome.mean_seconds / optimum.mean_seconds:.2f}", f"{outcome.remote_share:.0%}",
+                f"{outcome.queue_mean:.1f}", f"{outcome.queue_variation:.2f}", f"{outcome.changes:.1f}",
             )  # fmt: skip
         table.add_section()
     console.print(table)
     console.print(f"load-aware is at most {worst:.2f} times the best fixed assignment; {LIMIT:.2f} wanted")
     console.print(
-        f"its queue varies at most {swing:.2f} times as much as that of the best fixed one, whose devices never "
+        f"its queues vary at most {swing:.2f} times as much as those of the best fixed one, whose devices never "
         f"change; {SWING_LIMIT:.2f} wanted"
     )
     if worst > LIMIT or swing > SWING_LIMIT:

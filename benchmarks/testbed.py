@@ -1,4 +1,4 @@
-"""A test bed for benchmarks: a shaped link between two network namespaces, and a slow device; needs root."""
+"""A test bed for benchmarks: shaped links between network namespaces, and slow processes; needs root."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-SERVER_ADDRESS = "10.213.77.1"
-_DEVICE_ADDRESS = "10.213.77.2"
+_NETWORK, _FIRST_SUBNET = "10.213", 77
+SERVER_ADDRESS = f"{_NETWORK}.{_FIRST_SUBNET}.1"
+"""Of the server at the first link, or at the only one."""
+
 _BURST, _LATENCY = "32kb", "50ms"
 _CLONE_NEWNET = 0x40000000
 _PERIOD_MICROSECONDS, _LEAST_QUOTA_MICROSECONDS = 5000, 1000  # the kernel takes no smaller quota
@@ -25,14 +27,16 @@ class Link:
     """A link between a device's namespace and a server's, unshaped until `shape` is called.
 
     Attributes:
-        device: Name of the device's namespace.
+        device: Name of the device's namespace, which several links share.
         server: Name of the server's namespace.
+        address: The server's address.
     """
 
-    def __init__(self) -> None:
-        suffix = os.getpid() % 100000
-        self.device, self.server = f"lp-device-{suffix}", f"lp-server-{suffix}"
-        self._ends = {self.device: f"lpd{suffix}", self.server: f"lps{suffix}"}
+    def __init__(self, number: int = 0) -> None:
+        suffix, subnet = os.getpid() % 100000, f"{_NETWORK}.{_FIRST_SUBNET + number}"
+        self.device, self.server = f"lp-device-{suffix}", f"lp-server-{suffix}-{number}"
+        self.address, self._device_address = f"{subnet}.1", f"{subnet}.2"
+        self._ends = {self.device: f"lpd{suffix}-{number}", self.server: f"lps{suffix}-{number}"}
 
     def shape(self, megabits: float, *, down_megabits: float | None = None) -> None:
         """Sets the rate of both directions by token buckets."""
@@ -74,11 +78,12 @@ class Link:
 
     def _make(self) -> None:
         for namespace in self._ends:
-            _run("ip", "netns", "add", namespace)
-            _run("ip", "-n", namespace, "link", "set", "lo", "up")
+            if not Path(f"/run/netns/{namespace}").exists():
+                _run("ip", "netns", "add", namespace)
+                _run("ip", "-n", namespace, "link", "set", "lo", "up")
         (device, device_end), (server, server_end) = self._ends.items()
         _run("ip", "-n", device, "link", "add", device_end, "type", "veth", "peer", "name", server_end, "netns", server)
-        for namespace, address in ((device, _DEVICE_ADDRESS), (server, SERVER_ADDRESS)):
+        for namespace, address in ((device, self._device_address), (server, self.address)):
             _run("ip", "-n", namespace, "address", "add", f"{address}/30", "dev", self._ends[namespace])
             _run("ip", "-n", namespace, "link", "set", self._ends[namespace], "up")
 
@@ -90,16 +95,25 @@ class Link:
 @contextlib.contextmanager
 def link() -> Iterator[Link]:
     """Makes a link, and removes it at the end of the block, also after an interruption."""
+    with links(1) as (made,):
+        yield made
+
+
+@contextlib.contextmanager
+def links(count: int) -> Iterator[list[Link]]:
+    """Makes links from one device to several servers, and removes them at the end of the block."""
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
         sys.exit(
             "this benchmark makes network namespaces and shapes traffic: it needs root, and 'ip' and 'tc' (iproute2)"
         )
-    made = Link()
+    made = [Link(number) for number in range(count)]
     try:
-        made._make()
+        for each in made:
+            each._make()
         yield made
     finally:
-        made._remove()
+        for each in made:
+            each._remove()
 
 
 def _run(*command: str) -> None:
@@ -114,31 +128,52 @@ class SlowDevice:
     The quota holds for periods of 5 ms or a little more: the device computes for a part of each, then pauses.
     """
 
-    def __init__(self, share: float) -> None:
-        """Moves this process, with all its threads, into a new group."""
-        root, name = Path("/sys/fs/cgroup"), f"loadpart-{os.getpid()}"
-        period = max(_PERIOD_MICROSECONDS, round(_LEAST_QUOTA_MICROSECONDS / share))
-        quota = round(share * period)
-        if (root / "cpu" / "cgroup.procs").exists():
-            root, controllers = root / "cpu", ("cpu", "cpu,cpuacct")
-            settings = {"cpu.cfs_period_us": str(period), "cpu.cfs_quota_us": str(quota)}
-        else:
-            controllers, settings = ("", ""), {"cpu.max": f"{quota} {period}"}
+    def __init__(self, share: float, pids: Iterable[int] = ()) -> None:
+        """Moves processes, with all their threads, into a new group.
+
+        Args:
+            share: Of the core's time.
+            pids: The processes; this one if there are none.
+        """
+        self._pids = tuple(pids) or (os.getpid(),)
+        root, name = Path("/sys/fs/cgroup"), f"loadpart-{self._pids[0]}"
+        self._is_first_version = (root / "cpu" / "cgroup.procs").exists()
+        controllers = ("cpu", "cpu,cpuacct") if self._is_first_version else ("", "")
+        if self._is_first_version:
+            root /= "cpu"
         groups = (line.split(":") for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines())
         home = next(path for _, controller, path in groups if controller in controllers)
         self._home, self._folder = root / home.lstrip("/"), root / name
         self._folder.mkdir()
+        self.share = share
+        for pid in self._pids:
+            (self._folder / "cgroup.procs").write_text(str(pid), encoding="utf-8")
+
+    @property
+    def share(self) -> float:
+        """The share of the core's time; may be set."""
+        return self._share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._share = share
+        period = max(_PERIOD_MICROSECONDS, round(_LEAST_QUOTA_MICROSECONDS / share))
+        quota = round(share * period)
+        settings = {"cpu.max": f"{quota} {period}"}
+        if self._is_first_version:
+            settings = {"cpu.cfs_period_us": str(period), "cpu.cfs_quota_us": str(quota)}
         for file, text in settings.items():
             (self._folder / file).write_text(text, encoding="utf-8")
-        (self._folder / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
 
     def release(self, pid: int) -> None:
         """Moves a process out of the group; child processes start inside it."""
         (self._home / "cgroup.procs").write_text(str(pid), encoding="utf-8")
 
     def close(self) -> None:
-        """Moves this process out of the group, and removes the group."""
-        self.release(os.getpid())
+        """Moves the processes out of the group, and removes the group."""
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                self.release(pid)
         self._folder.rmdir()
 
 

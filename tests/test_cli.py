@@ -183,10 +183,10 @@ def test_plan_measures_the_link_when_it_is_not_told(server: Daemon, cache: Path)
 def test_plan_without_a_server_needs_a_bandwidth(server: Daemon, cache: Path) -> None:
     assert plan(server, cache, "--bandwidth", "8").returncode == 0  # fetches the model
     nobody = ("--server", "127.0.0.1:1", "--connect-timeout", "0.2")
-    ended = plan(server, cache, *nobody)
+    ended = run_here("loadpart-device", "plan", *nobody, "--model", "tiny", "--cache", cache)
     assert ended.returncode == 1
     assert "bandwidth: expected Mbit/s, since the link cannot be measured" in ended.stderr
-    ended = plan(server, cache, *nobody, "--bandwidth", "8")
+    ended = run_here("loadpart-device", "plan", *nobody, "--model", "tiny", "--cache", cache, "--bandwidth", "8")
     assert ended.returncode == 0, ended.stderr
     assert "no server is there" in ended.stdout
 

@@ -12,7 +12,7 @@ from loadpart_common.latency.model import shipped_model
 from loadpart_common.planning.plan import Point, local_plan, plan_at, reply_bytes
 from loadpart_common.planning.plans import Plans
 from loadpart_common.planning.winners import winning_plans
-from loadpart_device.deciding.explain import Network, State
+from loadpart_device.deciding.explain import Network, State, View, plan_costs
 from loadpart_device.deciding.policies import LoadAware
 from loadpart_device.deciding.state import EdgeState, World
 from loadpart_device.edges.link import LinkReading
@@ -31,7 +31,7 @@ def network(seed: int) -> Network:
         for cut in range(12)
     ]
     return Network(
-        "random", GRAPH, (*remote, Point(local_plan(GRAPH), float(heads[12]), 0, 0.0)), "drawn", {}, None, None
+        "random", "edge", GRAPH, (*remote, Point(local_plan(GRAPH), float(heads[12]), 0, 0.0)), "drawn", {}, None, None
     )
 
 
@@ -58,7 +58,7 @@ def test_the_plan_that_is_explained_is_the_one_that_is_taken(
     seed: int, link: LinkReading, load: ServerLoad, device_slow_down: float
 ) -> None:
     drawn = network(seed)
-    costs = drawn.costs(State(link, load, device_slow_down))
+    costs = plan_costs([View(drawn, State(link, load, device_slow_down))])
     kept = Plans(winning_plans(drawn.points))
     world = World((EdgeState("edge", kept, link, load, None),), device_slow_down, local_plan(GRAPH), reply_bytes(GRAPH))
     choice = LoadAware().choose(world, 1)
@@ -74,9 +74,9 @@ def test_the_parts_of_a_cost_add_up() -> None:
     curves = Curves(GRAPH, shipped_model())
     heads = curves.head_seconds({})
     plans = [Point(plan_at(GRAPH, 3), 0.01, 10_000, 0.02), Point(local_plan(GRAPH), float(heads[-1]), 0, 0.0)]
-    drawn = Network("two plans", GRAPH, tuple(plans), "given", {}, None, None)
+    drawn = Network("two plans", "edge", GRAPH, tuple(plans), "given", {}, None, None)
     link = LinkReading(0.002, 1e-6, free_bytes=4000, down_seconds_per_byte=1e-6)
-    remote, local = drawn.costs(State(link, ServerLoad(3.0, 0.005), 2.0))
+    remote, local = plan_costs([View(drawn, State(link, ServerLoad(3.0, 0.005), 2.0))])
     assert remote.device_seconds == pytest.approx(0.02)
     assert remote.network_seconds == pytest.approx(0.002 + 6000e-6 + 16e-6)
     assert remote.queue_seconds == pytest.approx(0.005)

@@ -127,7 +127,7 @@ def test_the_decision_is_over_all_servers() -> None:
     assert LoadAware().choose(several(busy, gone), 1).chosen.edge == "busy"
     choice = LoadAware().choose(several(gone, ("new", None, None, None)), 1)
     assert choice.chosen == ("", LOCAL)
-    assert str(choice.reason) == "local: the server failed"
+    assert str(choice.reason) == "local: idle: the server failed; new: the link has not been measured yet"
 
 
 def test_a_server_is_kept_until_another_gains_enough() -> None:

@@ -20,17 +20,16 @@ from loadpart_common.errors import SettingsError
 from loadpart_common.latency.measurements import Measurements
 from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.engine_choice import choose_engine
-from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.accuracy import measure_accuracy, pictures_in, usual_crops
 from loadpart_device.allowed_codecs import LEAST_PICTURES, AllowedCodecs, default_accuracy_folder, save_measured
 from loadpart_device.client import OffloadClient
 from loadpart_device.deciding.decision_log import read_decisions
-from loadpart_device.deciding.explain import State
+from loadpart_device.deciding.explain import State, View, plan_costs
 from loadpart_device.deciding.look_up import look_up
 from loadpart_device.deciding.plot import plot as draw
 from loadpart_device.deciding.policies import ADAPTIVE, POLICIES
 from loadpart_device.deciding.replay import summary
-from loadpart_device.edges.connection import Connection
+from loadpart_device.edges.fleet import plain_fleet
 from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import ServerLoad
 from loadpart_device.images import load_images
@@ -57,10 +56,13 @@ def device() -> None:
     """Runs neural networks across this device and an edge server."""
 
 
-ServerOption = Annotated[str | None, typer.Option(help="HOST:PORT of the edge server.")]
+ServerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="HOST:PORT of the edge server, or dns:///NAME:PORT for all behind a name; may be repeated."),
+]
 Model = Annotated[str | None, typer.Option(help="Name of the model.")]
 Cache = Annotated[str | None, typer.Option(help="Folder for fetched models.")]
-ConnectTimeout = Annotated[float | None, typer.Option(help="Seconds to wait for the server.")]
+ConnectTimeout = Annotated[float | None, typer.Option(help="Seconds to wait for servers.")]
 Codecs = Annotated[
     str | None, typer.Option(help="Codecs of what crosses, separated by commas; those that lose nothing if absent.")
 ]
@@ -193,7 +195,7 @@ def plan(
 ) -> None:
     """Says which cut a link and a load call for, and why: a table of plans, and a picture.
 
-    Without --bandwidth, the link to the server and its load are measured. Nothing is inferred.
+    Without --bandwidth, the links to the servers and their loads are measured. Nothing is inferred.
     """
     for name, value in (("bandwidth", bandwidth), ("load", load), ("device-slow-down", device_slow_down)):
         if value is not None and not 0 < value < float("inf"):
@@ -210,9 +212,9 @@ def plan(
     flags |= {"threads": threads, "cache": cache, "latency_folder": latency_folder}
     settings = load_settings({**flags, "connect_timeout": connect_timeout}, config)
     with fetching() as on_progress:
-        network = look_up(
+        networks = look_up(
             settings.model,
-            Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES),
+            settings.server,
             cache=_cache(settings),
             latency_folder=_latency_folder(settings),
             engine=settings.engine_choice,
@@ -222,24 +224,27 @@ def plan(
             measure=bandwidth is None,
             on_progress=on_progress,
         )
-    if network.link is not None and network.load is not None:
-        link, known = network.link, network.load
-    else:
-        assert bandwidth is not None
-        link, known = LinkReading(round_trip * 1e-3, 8e-6 / bandwidth), ServerLoad(1.0, 0.0)
-    if load is not None:
-        known = known._replace(slow_down=load)
-    if backlog is not None:
-        known = known._replace(backlog_seconds=backlog * 1e-3)
-    state = State(link, known, device_slow_down)
-    costs = [cost for cost in network.costs(state) if every or cost.can_win or cost.chosen]
+    views = []
+    for network in networks:
+        if network.link is not None and network.load is not None:
+            link, known = network.link, network.load
+        else:
+            assert bandwidth is not None
+            link, known = LinkReading(round_trip * 1e-3, 8e-6 / bandwidth), ServerLoad(1.0, 0.0)
+        if load is not None:
+            known = known._replace(slow_down=load)
+        if backlog is not None:
+            known = known._replace(backlog_seconds=backlog * 1e-3)
+        views.append(View(network, State(link, known, device_slow_down)))
+    costs = [cost for cost in plan_costs(views) if every or cost.can_win or cost.chosen]
     if as_json:
         for cost in costs:
             print(json.dumps({"model": settings.model, **row(cost)}))
     else:
-        show_plans(network, state, costs)
+        show_plans(views, costs)
     if plot is not None:
-        draw(network, state, plot)
+        chosen = next(cost.server for cost in costs if cost.chosen)
+        draw(next((view for view in views if view.network.server == chosen), views[0]), plot)
         print(f"drawn in {plot}", file=sys.stderr)
 
 
@@ -352,11 +357,10 @@ def profile(
     }
     flags |= {"threads": threads, "cache": cache, "latency_folder": latency_folder}
     settings = load_settings({**flags, "connect_timeout": connect_timeout}, config)
-    with (
-        contextlib.closing(Connection(settings.server, DEFAULT_MAX_MESSAGE_BYTES)) as connection,
-        fetching() as on_progress,
-    ):
-        found = find_model([connection], settings.model, _cache(settings), settings.connect_timeout, on_progress)
+    seconds = settings.connect_timeout
+    with contextlib.closing(plain_fleet(settings.server, seconds)) as fleet, fetching() as on_progress:
+        connections = [edge.connection for edge in fleet]
+        found = find_model(connections, settings.model, _cache(settings), seconds, on_progress)
     setup, stored = choose_engine(found.stored, settings.engine_choice)
     console.profile(Measurements(setup, _latency_folder(settings)), stored)
 

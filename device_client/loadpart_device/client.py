@@ -15,7 +15,6 @@ from loadpart_common.engines.choice import DEFAULT, EXACT, EngineChoice
 from loadpart_common.errors import ClientClosedError, OffloadError
 from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.store.engine_choice import choose_engine
-from loadpart_common.wire.endpoint import Endpoint
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.allowed_codecs import AllowedCodecs, default_accuracy_folder, read_measured
 from loadpart_device.deciding.decision_log import DecisionLog
@@ -30,7 +29,7 @@ from loadpart_device.local import LocalRuntime
 from loadpart_device.metrics import Metrics
 from loadpart_device.model_cache import default_cache, find_model
 from loadpart_device.planner import Planner
-from loadpart_device.settings import check_deadline, check_metrics_listen, credentials_from
+from loadpart_device.settings import check_deadline, check_metrics_listen, credentials_from, parse_servers
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +39,9 @@ if TYPE_CHECKING:
     from loadpart_common.graph import Graph
     from loadpart_common.planning.plan import PlanKey, Point
     from loadpart_common.tensors import Array
+    from loadpart_common.wire.endpoint import Endpoint
     from loadpart_device.deciding.policies import Policy
+    from loadpart_device.deciding.state import EdgeState
     from loadpart_device.edges.link import LinkReading
     from loadpart_device.edges.load import ServerLoad
     from loadpart_device.result import Result
@@ -49,14 +50,15 @@ if TYPE_CHECKING:
 class OffloadClient:
     """Runs one model on this device, on an edge server, or cut between the two. Thread-safe.
 
-    The model is fetched from the server when it is not cached, and its segments are built in the background; an
-    inference waits only for those that it needs. When the server cannot be reached, or fails, the device computes
+    The model is fetched from a server when it is not cached, and its segments are built in the background; an
+    inference waits only for those that it needs. Of several servers each inference goes to the one that is predicted
+    to answer first. When a server cannot be reached, or fails, another one takes its place, or the device computes
     alone. A client does not survive a fork of the process.
     """
 
     def __init__(
         self,
-        target: str | Endpoint,
+        target: str | Endpoint | Sequence[str | Endpoint],
         model: str,
         *,
         policy: str | int = "load-aware",
@@ -86,7 +88,8 @@ class OffloadClient:
 
         Args:
             target: The server: `HOST:PORT`, with credentials from the environment (see `credentials_from`), or an
-                endpoint, which has its own.
+                endpoint, which has its own; or several. `dns:///NAME:PORT` stands for all servers that the name leads
+                to, and those that come and go later.
             model: Name of the model.
             policy: `load-aware`, `bandwidth-only`, `local`, `offload`, a cut (the number of layers to run here), or
                 `CUT:CODEC`, such as `0:webp-lossless`.
@@ -123,15 +126,14 @@ class OffloadClient:
             on_progress: Called with the bytes that have come and those of all, while a model is fetched.
 
         Raises:
-            ModelNotFoundError: The server does not serve the model; or it cannot be reached, and the model is not
-                cached.
+            ModelNotFoundError: No server serves the model; or none can be reached, and the model is not cached.
             ModelError: The model is damaged, or the engine cannot run it.
             CutError: The policy is a cut that the network does not have.
-            AccessError: The server does not let this device in.
-            SettingsError: The target, the policy, a codec, a bound, the engine or the metrics' address is none, a file
+            AccessError: No server lets this device in.
+            SettingsError: A target, the policy, a codec, a bound, the engine or the metrics' address is none, a file
                 of measurements is damaged, or this process is a fork of one that had a client.
         """
-        endpoint = target if isinstance(target, Endpoint) else Endpoint.parse(target, credentials=credentials_from())
+        endpoints = parse_servers(target, credentials_from())
         self._deadline = check_deadline(deadline)
         self._hedging = Hedging(is_on=hedge)
         if metrics_listen:
@@ -139,11 +141,25 @@ class OffloadClient:
         self._closed = threading.Event()
         self._closing = threading.RLock()  # an application's signal handler may close while it closes
         with contextlib.ExitStack() as undo:
-            connection = Connection(endpoint, max_message_bytes)
-            undo.callback(connection.close)
+            budget = ProbeBudget()
+
+            def make_edge(endpoint: Endpoint, on_lost: Callable[[], None]) -> Edge:
+                return Edge(
+                    Connection(endpoint, max_message_bytes),
+                    budget,
+                    on_models=self._models_changed,
+                    is_quiet=lambda: self._local.is_quiet,
+                    on_lost=on_lost,
+                )
+
+            self._fleet = fleet = Fleet(endpoints, make_edge, timeout_seconds=connect_timeout)
+            undo.callback(fleet.close)
             folder = Path(cache) if cache else default_cache()
-            found, _, why_not = find_model([connection], model, folder, connect_timeout, on_progress)
-            setup, stored = choose_engine(found, EngineChoice(engine, threads or 0, precision, provider))
+            connections = [edge.connection for edge in fleet]
+            found = find_model(connections, model, folder, connect_timeout, on_progress)
+            for name, error in found.errors.items():
+                fleet[name].availability.lost(error)
+            setup, stored = choose_engine(found.stored, EngineChoice(engine, threads or 0, precision, provider))
             manifest = stored.manifest
             self._digest, self.labels, self._graph = manifest.digest, manifest.labels, stored.graph
             self._policy = make_policy(policy, self._graph)
@@ -159,12 +175,6 @@ class OffloadClient:
                 on_change=self._segments_changed,
             )
             undo.callback(local.close)
-            edge = Edge(
-                connection, ProbeBudget(), on_models=self._models_changed, is_quiet=lambda: self._local.is_quiet
-            )
-            self._fleet = fleet = Fleet([edge])
-            if why_not is not None:
-                edge.availability.lost(why_not)
             self._log = DecisionLog(Path(decision_log), model) if decision_log else None
             if self._log:
                 undo.callback(self._log.close)
@@ -188,7 +198,7 @@ class OffloadClient:
         atexit.register(close_at_exit)
         local.when_started(lambda: atexit.register(close_at_exit))
         local.build([self._graph.layer_count, *_fixed_cuts(self._policy)])
-        fleet.start()
+        fleet.start(self._planner.update)
 
     def __enter__(self) -> Self:
         return self
@@ -212,12 +222,18 @@ class OffloadClient:
         return self._digest
 
     @property
+    def servers(self) -> tuple[EdgeState, ...]:
+        """What is known of each server now: its plans, link and load, and why it should not be asked, if so."""
+        return self._planner.world(1).edges
+
+    @property
     def plans(self) -> tuple[Point, ...]:
         """The plans that may be chosen now, with their idle figures: built here and on the server, the local one last.
 
+        Of several servers those of the one that was named first; see `servers`.
         With the policy `paper` as many, with figures from the latency models alone.
         """
-        return self._planner.plans(self._fleet.first.name).points
+        return self._planner.plans(self._fleet.first).points
 
     @property
     def winning_plans(self) -> list[PlanKey]:
@@ -225,7 +241,7 @@ class OffloadClient:
 
         They are what `loadpart-device accuracy` measures.
         """
-        return self._planner.winning(self._fleet.first.name)
+        return self._planner.winning(self._fleet.first)
 
     @property
     def policy(self) -> str:
@@ -252,19 +268,23 @@ class OffloadClient:
 
     @property
     def link(self) -> LinkReading | None:
-        """The link to the server as it was last measured; None as long as it is unknown."""
-        return self._fleet.first.link.reading
+        """The link to the (first) server as it was last measured; None as long as it is unknown."""
+        first = self._fleet.first
+        return first.link.reading if first else None
 
     @property
     def load(self) -> ServerLoad | None:
-        """The server's load as it is expected to be now; None as long as it is unknown."""
-        return self._fleet.first.load
+        """The (first) server's load as it is expected to be now; None as long as it is unknown."""
+        first = self._fleet.first
+        return first.load if first else None
 
     def wait_ready(self, timeout: float = 60.0) -> bool:
         """Waits until the link has been measured and the segments of all plans are built.
 
+        With several servers, until one has been measured, and up to two seconds for others that seem to be there.
+
         Returns:
-            Whether the server was there in time; without it, the device is ready to compute alone.
+            Whether a server was there in time; without it, the device is ready to compute alone.
 
         Raises:
             ModelError: The model file is damaged, or the engine cannot start or build a segment.
@@ -287,7 +307,7 @@ class OffloadClient:
         self._fleet.network_changed()
 
     def infer(self, *inputs: Array, deadline: float | None = None) -> Result:
-        """Runs the network; when the server fails, refuses or is late, the device finishes alone.
+        """Runs the network; when a server fails, refuses or is late, another one or the device finishes.
 
         Args:
             inputs: One array for each input of the network, in order, of the dtype and shape in `graph.inputs`; for
@@ -297,8 +317,8 @@ class OffloadClient:
 
         Raises:
             InputError: An array does not fit.
-            ModelMismatchError: The server holds another file under the model's name.
-            AccessError: The server does not let this device in.
+            ModelMismatchError: All servers hold other files under the model's name, and the policy is a certain plan.
+            AccessError: No server lets this device in.
             ClientClosedError: The client is closed, by another thread perhaps while this call is under way; or it was
                 made before this process was forked.
             ModelError: The engine of this device cannot start.

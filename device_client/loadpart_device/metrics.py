@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from loadpart_common.metrics_server import MetricsServer
 from loadpart_device.result import PHASES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client.core import Metric
+
     from loadpart_common.errors import OffloadError
     from loadpart_device.edges.edge import Edge
     from loadpart_device.edges.fleet import Fleet
@@ -43,8 +48,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._plans = Counter(
-            "loadpart_device_plans", "Plans run, by model, location, cut and codec",
-            ["model", "location", "cut", "codec"], registry=registry,
+            "loadpart_device_plans", "Plans run, by model, location, cut, codec and server (empty when none)",
+            ["model", "location", "cut", "codec", "server"], registry=registry,
         )  # fmt: skip
         self._phases = Histogram(
             "loadpart_device_phase_seconds",
@@ -68,22 +73,7 @@ class Metrics:
             "loadpart_device_hedging_wasted_seconds", "Seconds that went into tails whose outputs were not needed",
             registry=registry,
         ).set_function(lambda: hedging.wasted_seconds)  # fmt: skip
-        doubts = Gauge(
-            "loadpart_device_doubts", "Figures of a server that were ignored, because they cannot be true",
-            ["server"], registry=registry,
-        )  # fmt: skip
-        uplink = Gauge(
-            "loadpart_device_uplink_bytes_per_second", "Bandwidth of the uplink to a server; NaN when unknown",
-            ["server"], registry=registry,
-        )  # fmt: skip
-        round_trip = Gauge(
-            "loadpart_device_round_trip_seconds", "Round trip of a small request to a server; NaN when unknown",
-            ["server"], registry=registry,
-        )  # fmt: skip
-        for edge in fleet:
-            doubts.labels(edge.name).set_function(partial(_doubts, edge))
-            uplink.labels(edge.name).set_function(partial(_uplink_bytes_per_second, edge))
-            round_trip.labels(edge.name).set_function(partial(_round_trip_seconds, edge))
+        registry.register(_Servers(fleet))
         self._server = MetricsServer(listen, registry)
         self.address = self._server.address
 
@@ -91,7 +81,7 @@ class Metrics:
         """Counts an inference."""
         plan, timings = result.plan, result.timings
         self._inferences.labels(self._model, "").inc()
-        self._plans.labels(self._model, plan.location, str(plan.cut), plan.codec).inc()
+        self._plans.labels(self._model, plan.location, str(plan.cut), plan.codec, plan.server).inc()
         if result.hedged:
             self._hedged.labels(self._model, "device" if result.resumed else "server").inc()
         if result.resumed:
@@ -110,6 +100,24 @@ class Metrics:
         self._server.close()
 
 
+class _Servers(Collector):
+    """What is known of each server, for as long as it is one."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        for name, help_text, figure in _FIGURES:
+            family = GaugeMetricFamily(f"loadpart_device_{name}", help_text, labels=["server"])
+            for edge in self._fleet:
+                family.add_metric([edge.name], figure(edge))
+            yield family
+
+
+def _usable(edge: Edge) -> float:
+    return float(edge.unavailable() is None)
+
+
 def _doubts(edge: Edge) -> float:
     return edge.connection.doubts.count
 
@@ -122,3 +130,23 @@ def _uplink_bytes_per_second(edge: Edge) -> float:
 def _round_trip_seconds(edge: Edge) -> float:
     reading = edge.link.reading
     return reading.round_trip_seconds if reading else math.nan
+
+
+def _slow_down(edge: Edge) -> float:
+    load = edge.load
+    return load.slow_down if load else math.nan
+
+
+def _backlog_seconds(edge: Edge) -> float:
+    load = edge.load
+    return load.backlog_seconds if load else math.nan
+
+
+_FIGURES: list[tuple[str, str, Callable[[Edge], float]]] = [
+    ("server_usable", "Whether a server may be asked now, 1 or 0", _usable),
+    ("server_slow_down", "A server's slow-down, as it is expected to be now; NaN when unknown", _slow_down),
+    ("server_backlog_seconds", "A server's backlog, as it is expected to be now; NaN when unknown", _backlog_seconds),
+    ("uplink_bytes_per_second", "Bandwidth of the uplink to a server; NaN when unknown", _uplink_bytes_per_second),
+    ("round_trip_seconds", "Round trip of a small request to a server; NaN when unknown", _round_trip_seconds),
+    ("doubts", "Figures of a server that were ignored, because they cannot be true", _doubts),
+]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
+import queue
 import re
 import shutil
+import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError, ServerError
+from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError, ServerError, UnavailableError
 from loadpart_common.files import MOST_MODEL_BYTES, cache_folder
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.store.manifest import Manifest
@@ -29,6 +33,9 @@ log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DIGEST_LETTERS = 16  # of the digest, in a folder's name
+_GRACE_SECONDS = 0.25
+"""How long servers that were named earlier are waited for once one has answered: the order says whose file counts."""
+
 _PATIENCE_SECONDS = 30.0  # in which hardly anything of a model comes, after which the server counts as stalled
 
 
@@ -136,11 +143,17 @@ class ModelCache:
 
 
 class FoundModel(NamedTuple):
-    """A model, what the server says of it, and (when it says nothing) why not."""
+    """A model, and what servers say of it.
+
+    Attributes:
+        stored: The model.
+        infos: What servers say, as far as it was needed, by the names of their endpoints.
+        errors: Why others do not serve it, by the names of the endpoints.
+    """
 
     stored: StoredModel
-    info: offload_pb2.ModelInfo | None
-    why_not: ServerError | None
+    infos: dict[str, offload_pb2.ModelInfo]
+    errors: dict[str, OffloadError]
 
 
 def find_model(
@@ -150,34 +163,80 @@ def find_model(
     timeout_seconds: float,
     on_progress: Callable[[int, int], None],
 ) -> FoundModel:
-    """The model that the first server to answer serves, fetched unless it is cached; without a server the cached one.
+    """The model that servers serve, fetched unless it is cached; without a server the cached one.
+
+    All servers are asked at once. Where they hold different files, that of the server counts that was named first
+    among those that answer at about the same time.
 
     Args:
-        connections: To the servers; at least one.
+        connections: To the servers.
         name: Name of the model.
         folder: Folder of fetched models.
-        timeout_seconds: How long to wait for each server.
+        timeout_seconds: How long to wait for the servers.
         on_progress: Called with the bytes that have come and those of all.
 
     Raises:
-        ModelNotFoundError: The server does not serve it; or none can be reached, and the model is not cached.
+        ModelNotFoundError: No server serves it; or none can be reached, and the model is not cached.
         ModelError: What came is not what its manifest says.
-        AccessError: The server does not let this device in.
+        AccessError: No server lets this device in.
     """
     models = ModelCache(folder)
-    why_not: ServerError | None = None
-    for connection in connections:
+    infos: dict[str, offload_pb2.ModelInfo] = {}
+    errors: dict[str, OffloadError] = {}
+    for connection, answer in _ask(connections, name, timeout_seconds):
+        server = str(connection.endpoint)
         try:
-            info = model_info(connection.list_models(timeout_seconds), name, connection.endpoint)
-            stored = models.find(name, info.digest)
+            if isinstance(answer, OffloadError):
+                raise answer
+            infos[server] = answer
+            stored = models.find(name, answer.digest)
             if stored is None:
-                stored = models.fetch(connection, name, info, on_progress)
-            return FoundModel(models.with_labels(stored, connection, info), info, None)
-        except ServerError as error:
-            log.warning("the server at %s cannot be reached: %s", connection.endpoint, error)
-            why_not = error
-    assert why_not is not None
-    return FoundModel(models.find_or_raise(name, why_not), None, why_not)
+                stored = models.fetch(connection, name, answer, on_progress)
+            return FoundModel(models.with_labels(stored, connection, answer), infos, errors)
+        except OffloadError as error:
+            errors[server] = error
+            log.warning("model %r is not to be had from the server at %s: %s", name, server, error)
+    unreached = [error for error in errors.values() if isinstance(error, ServerError)]
+    if errors and not unreached:
+        raise next(iter(errors.values()))
+    why_not = unreached[0] if unreached else UnavailableError("no name leads to a server")
+    return FoundModel(models.find_or_raise(name, why_not), infos, errors)
+
+
+def _ask(
+    connections: Sequence[Connection], name: str, timeout_seconds: float
+) -> Iterator[tuple[Connection, offload_pb2.ModelInfo | OffloadError]]:
+    """Asks all servers for a model at once; gives what they say, the earliest named first among those as quick."""
+    answers: queue.SimpleQueue[tuple[int, offload_pb2.ModelInfo | OffloadError]] = queue.SimpleQueue()
+
+    def ask(place: int, connection: Connection) -> None:
+        try:
+            answers.put((place, model_info(connection.list_models(timeout_seconds), name, connection.endpoint)))
+        except OffloadError as error:
+            answers.put((place, error))
+        except ValueError:  # another server has answered, and the channel has been closed since
+            answers.put((place, UnavailableError("the connection was closed")))
+
+    for place, connection in enumerate(connections):
+        threading.Thread(target=ask, args=(place, connection), name="loadpart-find", daemon=True).start()
+    awaited = set(range(len(connections)))
+    there: dict[int, offload_pb2.ModelInfo] = {}
+    until = math.inf  # when those that were named earlier are not waited for any more
+    while awaited or there:
+        if there and (min(there) < min(awaited, default=len(connections)) or time.monotonic() >= until):
+            first = min(there)
+            yield connections[first], there.pop(first)
+            continue
+        try:
+            place, answer = answers.get(timeout=max(until - time.monotonic(), 0.0) if there else None)
+        except queue.Empty:
+            continue
+        awaited.remove(place)
+        if isinstance(answer, OffloadError):
+            yield connections[place], answer
+        else:
+            there[place] = answer
+            until = min(until, time.monotonic() + _GRACE_SECONDS)
 
 
 def _manifest(

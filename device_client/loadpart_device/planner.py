@@ -16,6 +16,7 @@ from loadpart_common.planning.plan import (
 )
 from loadpart_common.planning.plans import Plans
 from loadpart_common.planning.winners import winning_keys
+from loadpart_common.text import printable
 from loadpart_device.codec_costs import CodecCosts
 from loadpart_device.deciding.state import EdgeState, World
 from loadpart_device.edges.offer import Offer
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from loadpart_device.edges.edge import Edge
     from loadpart_device.edges.fleet import Fleet
     from loadpart_device.local import LocalRuntime
+
+_SHOWN_LETTERS = 12  # of a digest
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +81,14 @@ class Planner:
         self._uses_latency_model_only = value
         self.update()
 
-    def plans(self, edge: str) -> Plans:
-        """The plans that can be run with a server."""
-        return self._plans[edge]
+    def plans(self, edge: Edge | None) -> Plans:
+        """The plans that can be run with a server, or with none."""
+        plans = self._plans.get(edge.name) if edge is not None else None
+        return plans or Plans(self._runnable(edge))  # of a server that has come or gone just now
 
-    def winning(self, edge: str) -> list[PlanKey]:
+    def winning(self, edge: Edge | None) -> list[PlanKey]:
         """The plans that can win with a server, with one of the allowed codecs or another."""
-        return sorted(winning_keys(self._runnable(self._fleet[edge])))
+        return sorted(winning_keys(self._runnable(edge)))
 
     def world(self, batch: int) -> World:
         """What is known now, for a batch of so many items."""
@@ -100,12 +104,21 @@ class Planner:
 
     def models_changed(self, edge: Edge, models: dict[str, offload_pb2.ModelInfo]) -> None:
         """Takes in what a server says of its models, and has heads built for its plans."""
-        edge.offer = offer = Offer.of(models.get(self._model), self._digest, self._graph.layer_count)
-        if offer is None:
-            log.warning("%s does not serve model %r with this device's digest", edge.name, self._model)
-        edge.why_unwanted = None
-        if self._exact and offer is not None and not self.is_exact(edge):
+        info = models.get(self._model)
+        edge.offer = offer = Offer.of(info, self._digest, self._graph.layer_count)
+        edge.is_foreign, edge.why_unwanted = info is not None and info.digest != self._digest, None
+        if info is None:
+            edge.why_unwanted = f"the server does not serve model {self._model!r}"
+        elif edge.is_foreign:
+            edge.why_unwanted = (
+                f"the server holds another file as model {self._model!r}: "
+                f"{printable(info.digest[:_SHOWN_LETTERS])}..., here {self._digest[:_SHOWN_LETTERS]}..."
+            )
+        elif offer is None:
+            edge.why_unwanted = "what the server says of the model cannot be true"
+        elif self._exact and not self.is_exact(edge):
             edge.why_unwanted = f"its engine gives other bits: {offer.engine}, here {self._local.setup}"
+        if edge.why_unwanted is not None:
             log.warning("%s is left alone: %s", edge.name, edge.why_unwanted)
         self.update()
         if offer is not None:
@@ -125,8 +138,10 @@ class Planner:
         """Makes the plans anew: those whose head is built here and whose tail is built there, and the local one."""
         self._plans = {edge.name: Plans(undominated_codecs(self._runnable(edge))) for edge in self._fleet}
 
-    def _runnable(self, edge: Edge) -> list[Point]:
-        """The points of the plans that can be run with a server."""
+    def _runnable(self, edge: Edge | None) -> list[Point]:
+        """The points of the plans that can be run with a server, or with none."""
+        if edge is None:
+            return [point for point in self._points(None) if point.key.is_local]
         return [
             point
             for point in self._points(edge.offer)
@@ -144,7 +159,7 @@ class Planner:
 
     def _plans_for(self, edge: Edge, batch: int) -> Plans:
         """The plans that a server takes for a batch: a large batch makes large messages."""
-        plans = self._plans[edge.name]
+        plans = self.plans(edge)
         if batch == 1:
             return plans
         fitting = [

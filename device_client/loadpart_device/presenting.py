@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from loadpart_common.tensors import Array
     from loadpart_device.accuracy import PlanAccuracy
-    from loadpart_device.deciding.explain import Network, PlanCost, State
+    from loadpart_device.deciding.explain import PlanCost, View
     from loadpart_device.result import Result
 
 _TOP = 5
@@ -76,16 +76,19 @@ def show_accuracy(rows: list[PlanAccuracy], engine: str, reference: str, picture
     out.print(f"this device computes with {shown(engine)}; compared with {shown(reference)}", soft_wrap=True)
 
 
-def show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
+def show_plans(views: list[View], costs: list[PlanCost]) -> None:
     """Prints what plans cost, the chosen one in bold."""
     out = Console(highlight=False)
     if not out.is_terminal:
         out.width = max(out.width, _FILE_WIDTH)
-    columns = ("cut", "codec", "after layer", "kB", "device", "network", "queue", "server", "total ms", "error", "")
-    table = Table(*columns, title=network.name, box=None, header_style="bold", title_justify="left")
+    columns = ["cut", "codec", "after layer", "kB", "device", "network", "queue", "server", "total ms", "error", ""]
+    if has_several := len(views) > 1:
+        columns.insert(0, "with")
+    table = Table(*columns, title=views[0].network.name, box=None, header_style="bold", title_justify="left")
     for cost in costs:
         parts = (cost.device_seconds, cost.network_seconds, cost.queue_seconds, cost.server_seconds, cost.total_seconds)
         table.add_row(
+            *([cost.server] if has_several else []),
             str(cost.plan.cut),
             cost.plan.codec,
             shown(cost.layer),
@@ -96,7 +99,8 @@ def show_plans(network: Network, state: State, costs: list[PlanCost]) -> None:
             style="bold" if cost.chosen else None,
         )
     out.print(table)
-    out.print(f"{state}; {network.source}", soft_wrap=True)
+    for network, state in views:
+        out.print(f"{state}; {network.source}", soft_wrap=True)
 
 
 def _error(cost: PlanCost) -> str:
@@ -120,4 +124,4 @@ def row(cost: PlanCost) -> dict[str, Any]:
     """What a plan costs, as a flat document."""
     row = asdict(cost)
     del row["plan"]
-    return {"cut": cost.plan.cut, "codec": cost.plan.codec, **row}
+    return {"server": cost.server, "cut": cost.plan.cut, "codec": cost.plan.codec, **row}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ from loadpart_common.engines.choice import DEFAULT, EXACT, EngineChoice
 from loadpart_common.errors import SettingsError
 from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.wire.credentials import Credentials
-from loadpart_common.wire.endpoint import Endpoint, is_address, is_loopback
+from loadpart_common.wire.endpoint import ADDRESS, Endpoint, is_address, is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ENV_PREFIX = "LOADPART_DEVICE_"
 
@@ -28,7 +28,7 @@ DEFAULT_SERVER = Endpoint("127.0.0.1:50051")
 class Settings:
     """Settings of the device; what they mean is told at `OffloadClient`."""
 
-    server: Endpoint = DEFAULT_SERVER
+    server: tuple[Endpoint, ...] = (DEFAULT_SERVER,)
     model: str = ""
     policy: str = "load-aware"
     deadline: float | None = None
@@ -99,16 +99,43 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None, *, needs
     for name in _FLAGS:
         if name in values:
             values[name] = _truth(name, values[name])
-    if isinstance(text := values.get("codecs"), str):
-        values["codecs"] = text.split(",")
     if values.get("codecs") is not None:
-        values["codecs"] = tuple(filter(None, (name.strip() for name in values["codecs"])))
-    endpoint = Endpoint.parse(str(values.get("server", DEFAULT_SERVER.target)))
-    values["server"] = replace(endpoint, credentials=_credentials(values))
+        values["codecs"] = _names("codecs", values["codecs"])
+    values["server"] = parse_servers(values.get("server", DEFAULT_SERVER.target), _credentials(values))
     settings = Settings(**values)
     if needs_model and not settings.model:
         raise SettingsError("model: expected the name of a model, got nothing")
     return settings
+
+
+def parse_servers(servers: str | Endpoint | Sequence[str | Endpoint], credentials: Credentials) -> tuple[Endpoint, ...]:
+    """The endpoints of one or more servers, each once.
+
+    Args:
+        servers: Endpoints, or texts as a user types them, several in one with commas between them.
+        credentials: Those of the servers that are given as a text.
+
+    Raises:
+        SettingsError: There are none, or one is no endpoint.
+    """
+    found: dict[Endpoint, None] = {}
+    for server in servers if isinstance(servers, (list, tuple)) else [servers]:
+        if isinstance(server, Endpoint):
+            found[server] = None
+        else:
+            found |= {Endpoint.parse(name, credentials=credentials): None for name in _names("server", server)}
+    if not found:
+        raise SettingsError(f"server: expected {ADDRESS}, once or more, got nothing")
+    return tuple(found)
+
+
+def _names(field: str, value: Any) -> tuple[str, ...]:
+    """The names in a text with commas between them, or in a list."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise SettingsError(f"{field}: expected names, as a list or with commas between them, got {value!r}")
+    return tuple(filter(None, (name.strip() for name in value)))
 
 
 def parse_policy(text: str) -> str | int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from loadpart_common.codecs.registry import CODECS
 from loadpart_common.planning.plan import reply_bytes
@@ -12,12 +12,14 @@ from loadpart_common.planning.plans import Plans
 from loadpart_common.planning.winners import winning_plans
 from loadpart_device.deciding.policies import LoadAware
 from loadpart_device.deciding.state import EdgeState, World
+from loadpart_device.deciding.weighing import counted_externality_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from loadpart_common.graph import Graph
     from loadpart_common.planning.plan import PlanKey, Point
+    from loadpart_device.deciding.policies import Weighed
     from loadpart_device.edges.link import LinkReading
     from loadpart_device.edges.load import ServerLoad
 
@@ -27,6 +29,7 @@ class PlanCost:
     """What a plan costs, in seconds.
 
     Attributes:
+        server: The server; empty when none takes part.
         plan: The plan.
         layer: Name of the last layer on the device.
         nbytes: Bytes that cross.
@@ -43,6 +46,7 @@ class PlanCost:
         chosen: Whether it is the best one for this link and load.
     """
 
+    server: str
     plan: PlanKey
     layer: str
     nbytes: int
@@ -58,8 +62,7 @@ class PlanCost:
     chosen: bool
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """A link, a load, and how slow the device is.
 
     Attributes:
@@ -81,19 +84,21 @@ class State:
 
 @dataclass(frozen=True)
 class Network:
-    """A network, and what its heads cost here and its tails on the server when both are idle.
+    """A network, and what its heads cost here and its tails on a server when both are idle.
 
     Attributes:
         name: Its name.
+        server: The server; empty when none is there.
         graph: Its layers.
         points: The point of every plan.
         source: Where the figures come from, in words.
         errors: What codecs were measured to do to an output at worst, by plan.
-        link: The link as it was measured; None without a server.
-        load: The server's load; None without a server.
+        link: The link as it was measured; None when it was not.
+        load: The server's load; None when it was not asked for.
     """
 
     name: str
+    server: str
     graph: Graph
     points: tuple[Point, ...]
     source: str
@@ -111,47 +116,72 @@ class Network:
         """Bytes of an answer, one item."""
         return reply_bytes(self.graph)
 
-    def world(self, state: State, plans: Plans) -> World:
-        """What a client would know in a state."""
-        edges = (EdgeState("", plans, state.link, state.load, None),)
-        return World(edges, state.device_slow_down, self.points[-1].key, self.reply_bytes)
+    def edge(self, state: State, plans: Plans) -> EdgeState:
+        """What a client would know of the server in a state."""
+        return EdgeState(self.server, plans, state.link, state.load, None)
 
-    def costs(self, state: State) -> list[PlanCost]:
-        """What every plan costs for a link and a load, in the order of the cuts.
 
-        Weighed by the policy `load-aware` itself, so that the chosen plan is the one that an inference takes.
-        """
-        can_win = {point.key for point in self.winners}
-        best, _ = LoadAware().weigh_all(self.world(state, Plans(self.points)), 1, None)
-        assert best is not None  # link and load are known
-        chosen = best.chosen.plan
-        return [
-            self._cost(point, state, best.weights.externality_seconds, point.key in can_win, point.key == chosen)
-            for point in self.points
-        ]
+class View(NamedTuple):
+    """A network with one server, and the state that it is looked at in."""
 
-    def _cost(self, point: Point, state: State, externality: float, can_win: bool, chosen: bool) -> PlanCost:
-        link, load, cut = state.link, state.load, point.key.cut
-        remote = 0.0 if point.key.is_local else 1.0
-        crossing = max(point.uplink_bytes - link.free_bytes, 0.0) * link.seconds_per_byte
-        parts = (
-            point.device_seconds * state.device_slow_down,
-            crossing + remote * (link.round_trip_seconds + link.reply_seconds(self.reply_bytes)),
-            remote * (load.backlog_seconds + load.dispatch_seconds),
-            point.server_seconds * load.slow_down,
-        )
-        layer = self.graph.layers[cut - 1].name if cut else "(input)"
-        measured = self.errors.get(point.key)
-        known = 0.0 if point.key.is_local else CODECS[point.key.codec].rates.error
-        return PlanCost(
-            point.key,
-            layer,
-            point.uplink_bytes,
-            *parts,
-            sum(parts),
-            remote * externality,
-            known if measured is None else measured,
-            measured is not None,
-            can_win,
-            chosen,
-        )
+    network: Network
+    state: State
+
+
+def weigh_views(views: Sequence[View], plans: Sequence[Plans]) -> Weighed:
+    """What the policy `load-aware` takes of some plans with each server."""
+    first = views[0]
+    edges = tuple([view.network.edge(view.state, each) for view, each in zip(views, plans, strict=True)])
+    world = World(edges, first.state.device_slow_down, first.network.points[-1].key, first.network.reply_bytes)
+    best, _ = LoadAware().weigh_all(world, 1, None)
+    assert best is not None  # link and load are known
+    return best
+
+
+def plan_costs(views: Sequence[View]) -> list[PlanCost]:
+    """What every plan costs with every server, in the order of servers and cuts; the local plan once, at the end.
+
+    Weighed by the policy `load-aware` itself, so that the chosen plan is the one that an inference takes.
+
+    Args:
+        views: The same network with each server; at least one.
+    """
+    best = weigh_views(views, [Plans(view.network.points) for view in views])
+    costs = []
+    for view in views:
+        can_win = {point.key for point in view.network.winners}
+        for point in view.network.points:
+            if not point.key.is_local or view is views[-1]:
+                server = "" if point.key.is_local else view.network.server
+                is_chosen = best.chosen == (server, point.key)
+                costs.append(_cost(view, point, server, can_win=point.key in can_win, chosen=is_chosen))
+    return costs
+
+
+def _cost(view: View, point: Point, server: str, *, can_win: bool, chosen: bool) -> PlanCost:
+    network, (link, load, device_slow_down) = view.network, view.state
+    cut = point.key.cut
+    remote = 0.0 if point.key.is_local else 1.0
+    crossing = max(point.uplink_bytes - link.free_bytes, 0.0) * link.seconds_per_byte
+    parts = (
+        point.device_seconds * device_slow_down,
+        crossing + remote * (link.round_trip_seconds + link.reply_seconds(network.reply_bytes)),
+        remote * (load.backlog_seconds + load.dispatch_seconds),
+        point.server_seconds * load.slow_down,
+    )
+    layer = network.graph.layers[cut - 1].name if cut else "(input)"
+    measured = network.errors.get(point.key)
+    known = 0.0 if point.key.is_local else CODECS[point.key.codec].rates.error
+    return PlanCost(
+        server,
+        point.key,
+        layer,
+        point.uplink_bytes,
+        *parts,
+        sum(parts),
+        remote * counted_externality_seconds(load),
+        known if measured is None else measured,
+        measured is not None,
+        can_win,
+        chosen,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +9,12 @@ import numpy as np
 from loadpart_common.errors import SettingsError
 from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.planning.plans import Plans
-from loadpart_device.deciding.policies import LoadAware
+from loadpart_device.deciding.explain import View, plan_costs, weigh_views
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from loadpart_common.planning.plan import PlanKey
-    from loadpart_device.deciding.explain import Network, State
 
 _PARTS = (
     ("device_seconds", "device", "#0072B2", ""),
@@ -31,8 +29,8 @@ _MOST_TIMES = 3.0  # of the best plan's latency that the bars show
 _STEPS = 160
 
 
-def plot(network: Network, state: State, path: Path) -> None:
-    """Draws what every cut costs, and which plan wins over bandwidth and load.
+def plot(view: View, path: Path) -> None:
+    """Draws what every cut costs with one server, and which plan wins over bandwidth and load.
 
     Raises:
         SettingsError: matplotlib is missing, or the file cannot be written.
@@ -43,17 +41,17 @@ def plot(network: Network, state: State, path: Path) -> None:
         raise SettingsError("plot: needs matplotlib: pip install 'loadpart[plot]'") from error
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     bars, winners = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_bars(bars, network, state)
-    _draw_winners(winners, network, state)
-    figure.suptitle(f"{network.name}: {network.source}\n{state}", fontsize=10)
+    _draw_bars(bars, view)
+    _draw_winners(winners, view)
+    figure.suptitle(f"{view.network.name}: {view.network.source}\n{view.state}", fontsize=10)
     try:
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
         raise SettingsError(f"plot: cannot write {path}: {error}") from error
 
 
-def _draw_bars(axes: Any, network: Network, state: State) -> None:
-    costs = network.costs(state)
+def _draw_bars(axes: Any, view: View) -> None:
+    costs = plan_costs([view])
     places = np.arange(len(costs))
     bottom = np.zeros(len(costs))
     for field, label, colour, hatch in _PARTS:
@@ -80,10 +78,10 @@ def _tick(plan: PlanKey) -> str:
     return str(plan.cut) if plan.codec in ("", DEFAULT_CODEC) else f"{plan.cut}\n{plan.codec}"
 
 
-def _draw_winners(axes: Any, network: Network, state: State) -> None:
+def _draw_winners(axes: Any, view: View) -> None:
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    plans, policy = Plans(network.winners), LoadAware()
+    (network, state), plans = view, Plans(view.network.winners)
     keys = [point.key for point in plans.points]
     here = state.link.megabits
     rates = np.geomspace(min(0.25, here / 2), max(256.0, here * 2), _STEPS)
@@ -91,14 +89,11 @@ def _draw_winners(axes: Any, network: Network, state: State) -> None:
 
     def winner(megabits: float, slow_down: float) -> int:
         """Position of the plan that wins with another bandwidth and another slow-down."""
-        there = replace(
-            state,
+        there = state._replace(
             link=state.link._replace(seconds_per_byte=8e-6 / megabits),
             load=state.load._replace(slow_down=slow_down),
         )
-        best, _ = policy.weigh_all(network.world(there, plans), 1, None)
-        assert best is not None  # link and load are known
-        return best.position
+        return weigh_views([View(network, there)], [plans]).position
 
     winners = [[winner(rate, slow_down) for rate in rates] for slow_down in slow_downs]
     colours = ListedColormap([_COLOURS[position % len(_COLOURS)] for position in range(len(keys))])

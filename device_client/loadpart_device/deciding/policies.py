@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import time
@@ -12,11 +13,11 @@ from loadpart_common.codecs.registry import CODECS
 from loadpart_common.errors import SettingsError
 from loadpart_common.planning.plan import local_plan, plan_at
 from loadpart_common.planning.plans import Weights
-from loadpart_device.deciding.state import Choice, Chosen, Explanation
+from loadpart_device.deciding.state import Choice, Chosen, Explanation, Resumed
 from loadpart_device.deciding.weighing import MANY_DEVICES, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container, Iterator
 
     from loadpart_common.graph import Graph
     from loadpart_common.planning.plan import PlanKey
@@ -88,10 +89,29 @@ class Policy(ABC):
             batch: Items of the batch.
         """
 
+    @abstractmethod
+    def choose_again(self, world: World, batch: int, resumed: Resumed, failed: Container[str]) -> Choice | None:
+        """What to do after a server has failed.
+
+        Args:
+            world: What is known now.
+            batch: Items of the batch.
+            resumed: What the device has, and what it takes to finish alone.
+            failed: Names of the servers that have failed.
+
+        Returns:
+            Another server with the plan to run there; None when the device is to finish alone.
+        """
+
     @property
     @abstractmethod
     def needs_server(self) -> bool:
         """Whether it ever chooses a plan that a server takes part in."""
+
+    @property
+    def wanted(self) -> PlanKey | None:
+        """The plan with a server that the application wants, whatever is known; None where the policy weighs plans."""
+        return None
 
 
 class LoadAware(Policy):
@@ -129,23 +149,21 @@ class LoadAware(Policy):
         if kept is not None and kept is not best:
             if not self._is_worth_changing(kept, best):
                 best = kept
-            elif self._keeps_by_chance(best.load, max(best.server_seconds, kept.server_seconds) * batch, since):
+            elif self._keeps_by_chance(world, best, kept, batch, since):
                 best, by_chance = kept, True
                 why = "kept for now, since other devices may change plans too; not the least"
         self._last = chosen = best.chosen
         link, seconds = best.state.link, best.seconds
         assert link is not None  # or it would not have been weighed
-        reason = Explanation(why, chosen.plan, best.state.plans, best.weights, link, batch, seconds)
+        edge = best.state.edge if len(world.edges) > 1 else ""
+        reason = Explanation(why, chosen.plan, edge, best.state.plans, best.weights, link, batch, seconds)
         return Choice(chosen, seconds, reason, previous, by_chance)
 
     def weigh_all(self, world: World, batch: int, previous: Chosen | None) -> tuple[Weighed | None, Weighed | None]:
         """The best plan of all servers, and the previous one if it may still be run; both are None without a server."""
         best: Weighed | None = None
         kept: Weighed | None = None
-        for state in world.edges:
-            link, load = state.link, state.load
-            if state.unavailable is not None or link is None or load is None:
-                continue
+        for state, link, load in _usable(world):
             weights = self.weights(world, link, load, batch)
             costs = state.plans.costs(weights, batch)
             least = min(costs)
@@ -158,6 +176,20 @@ class LoadAware(Policy):
                     same = best.state is state and before == position
                     kept = best if same else Weighed(state, load, weights, costs, before)
         return best, kept
+
+    def choose_again(self, world: World, batch: int, resumed: Resumed, failed: Container[str]) -> Choice | None:
+        """See `Policy.choose_again`: the least predicted time until the answer, the device's own included."""
+        least, choice = resumed.finish_seconds, None
+        for state, link, load in _usable(world):
+            if state.edge in failed:
+                continue
+            weights = self.weights(world, link, load, batch)
+            costs = state.plans.costs(weights, batch)
+            for position, point in enumerate(state.plans.points):
+                seconds = resumed.seconds_left(point.key, state.plans.latency(position, costs, weights))
+                if not point.key.is_local and seconds < least:
+                    least, choice = seconds, Choice(Chosen(state.edge, point.key), seconds, f"{point.key}")
+        return choice
 
     def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
         """The weights that this policy gives to what is known of one server."""
@@ -174,17 +206,24 @@ class LoadAware(Policy):
         """Whether the best plan gains enough over the one in use."""
         return best.cost <= kept.cost * (1 - self.threshold)
 
-    def _keeps_by_chance(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:
-        """Whether to keep a plan by chance.
+    def _keeps_by_chance(self, world: World, best: Weighed, kept: Weighed, batch: int, since_seconds: float) -> bool:
+        """Whether to keep a plan by chance, so that not all devices change at once.
+
+        Any device may have the same thought, whichever server it is at. A server that is left matters as much as one
+        that is joined: where all leave at once, all come back at once.
 
         Args:
-            load: State of the server.
-            server_seconds: What the better plan, or the one in use, takes there.
+            world: What is known.
+            best: The better plan.
+            kept: The one in use.
+            batch: Items of the batch.
             since_seconds: Since the last decision.
         """
-        if load.devices < MANY_DEVICES:
+        devices = sum([load.devices for _, _, load in _usable(world)])
+        if devices < MANY_DEVICES:
             return False
-        return self._random.random() * load.devices * server_seconds * load.slow_down > since_seconds
+        busy = max(one.server_seconds * batch * one.load.slow_down for one in (best, kept))
+        return self._random.random() * devices * busy > since_seconds
 
 
 class BandwidthOnly(LoadAware):
@@ -213,12 +252,12 @@ class Paper(LoadAware):
         """See `LoadAware.weights`."""
         return Weights(1.0, 1 / max(link.naive_bytes_per_second, 1e-9), load.slow_down, 0.0)
 
-    def _keeps_by_chance(self, load: ServerLoad, server_seconds: float, since_seconds: float) -> bool:  # noqa: ARG002
+    def _keeps_by_chance(self, *_: object) -> bool:
         return False
 
 
 class FixedPlan(Policy):
-    """Always the same plan, with the first server that may be asked.
+    """Always the same plan, with the server that may be asked and is predicted to answer first.
 
     Attributes:
         plan: The plan.
@@ -233,14 +272,37 @@ class FixedPlan(Policy):
         """See `Policy.needs_server`."""
         return not self.plan.is_local
 
+    @property
+    def wanted(self) -> PlanKey | None:
+        """See `Policy.wanted`."""
+        return None if self.plan.is_local else self.plan
+
     def choose(self, world: World, batch: int) -> Choice:
         """See `Policy.choose`."""
         if self.plan.is_local:
             return Choice(Chosen("", self.plan), None, f"policy {self.name}")
-        for state in world.edges:
-            if state.unavailable is None:
-                return Choice(Chosen(state.edge, self.plan), self._seconds(state, world, batch), f"policy {self.name}")
-        return Choice(Chosen("", world.local), None, f"local: {_why_local(world)}")
+        chosen = self._first(world, batch, ())
+        if chosen is None:
+            return Choice(Chosen("", world.local), None, f"local: {_why_local(world)}")
+        return Choice(Chosen(chosen[0], self.plan), chosen[1], f"policy {self.name}")
+
+    def choose_again(self, world: World, batch: int, resumed: Resumed, failed: Container[str]) -> Choice | None:
+        """See `Policy.choose_again`: the same plan with another server, unless the device is known to finish first."""
+        chosen = self._first(world, batch, failed)
+        if chosen is None:
+            return None
+        edge, seconds = chosen
+        if seconds is not None:
+            seconds = resumed.seconds_left(self.plan, seconds)
+            if seconds >= resumed.finish_seconds:
+                return None
+        return Choice(Chosen(edge, self.plan), seconds, f"policy {self.name}")
+
+    def _first(self, world: World, batch: int, failed: Container[str]) -> tuple[str, float | None] | None:
+        """The server that is predicted to answer first; one of which too little is known counts after all others."""
+        there = [state for state in world.edges if state.unavailable is None and state.edge not in failed]
+        seconds = [(state.edge, self._seconds(state, world, batch)) for state in there]
+        return min(seconds, key=lambda each: math.inf if each[1] is None else each[1], default=None)
 
     def _seconds(self, state: EdgeState, world: World, batch: int) -> float | None:
         """Predicted latency of the plan; None when link, load, or the plan's own times are not known."""
@@ -281,11 +343,21 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
     )
 
 
+def _usable(world: World) -> Iterator[tuple[EdgeState, LinkReading, ServerLoad]]:
+    """The servers that can be weighed, with their links and loads."""
+    for state in world.edges:
+        if state.unavailable is None and state.link is not None and state.load is not None:
+            yield state, state.link, state.load
+
+
 def _why_local(world: World) -> str:
     """Why no server was weighed."""
-    if not world.edges:
-        return "there is no server"
-    state = world.edges[0]
+    if len(world.edges) == 1:
+        return _why_not(world.edges[0])
+    return "; ".join(f"{state.edge}: {_why_not(state)}" for state in world.edges) or "there is no server"
+
+
+def _why_not(state: EdgeState) -> str:
     if state.unavailable is not None:
         return state.unavailable
     return "the link has not been measured yet" if state.link is None else "the server's load is not known yet"

@@ -57,12 +57,31 @@ class Chosen(NamedTuple):
     plan: PlanKey
 
 
+class Resumed(NamedTuple):
+    """What a device has when a server fails in the middle of an inference.
+
+    Attributes:
+        cut: The cut whose head it has run.
+        head_seconds: What that head takes, and need not take again.
+        finish_seconds: What it takes to finish alone.
+    """
+
+    cut: int
+    head_seconds: float
+    finish_seconds: float
+
+    def seconds_left(self, plan: PlanKey, seconds: float) -> float:
+        """What a plan takes that would take so many seconds from the beginning."""
+        return seconds - self.head_seconds if plan.cut == self.cut else seconds
+
+
 class Explanation(NamedTuple):
     """Why a plan was chosen, kept as figures and put into words when somebody asks.
 
     Attributes:
         why: What the plan is among the others, such as `least`.
         plan: The plan.
+        edge: The server; empty when there is one only.
         plans: The plans that it was chosen from.
         weights: What they were weighed with.
         link: The link at that moment.
@@ -72,6 +91,7 @@ class Explanation(NamedTuple):
 
     why: str
     plan: PlanKey
+    edge: str
     plans: Plans
     weights: Weights
     link: LinkReading
@@ -80,8 +100,9 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         local = self.plans.costs(self.weights, self.batch)[-1]
+        there = f" with {self.edge}" if self.edge and not self.plan.is_local else ""
         return (
-            f"{self.plan}: {self.why} of {len(self.plans.points)} plans, {self.seconds * 1e3:.1f} ms predicted "
+            f"{self.plan}: {self.why} of {len(self.plans.points)} plans{there}, {self.seconds * 1e3:.1f} ms predicted "
             f"(local {local * 1e3:.1f} ms); link {self.link}, server slow-down {self.weights.server_slow_down:.2f}, "
             f"round trip and backlog {self.weights.fixed_seconds * 1e3:.1f} ms"
         )

@@ -38,6 +38,7 @@ class Edge:
         availability: Whether it may be asked.
         lateness: How much later than predicted its answers come.
         offer: Its tails of the device's model; None as long as they are unknown, or when it has other files.
+        is_foreign: Whether it is there and serves another file under the name of the device's model.
         why_unwanted: Why the device does not want its answers; None when it does.
     """
 
@@ -48,6 +49,7 @@ class Edge:
         *,
         on_models: Callable[[Edge, dict[str, offload_pb2.ModelInfo]], None] = lambda _edge, _models: None,
         is_quiet: Callable[[], bool] = lambda: True,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Makes an edge; `start` starts to follow the server and to measure the link.
 
@@ -56,6 +58,7 @@ class Edge:
             budget: Bounds the time that probes take up.
             on_models: Called, on a thread of the edge's, with the server's models when they have changed.
             is_quiet: Whether the device is idle enough for its clock to time the link.
+            on_lost: Called, on a thread of the edge's, when the server is not there any more.
         """
         self.name = str(connection.endpoint)
         self.connection = connection
@@ -63,9 +66,11 @@ class Edge:
         self.availability = Availability()
         self.lateness = Lateness()
         self.offer: Offer | None = None
+        self.is_foreign = False
         self.why_unwanted: str | None = None
         self._load = LoadFollower()
         self._is_quiet = is_quiet
+        self._on_lost = on_lost
         self._prober = Prober(connection, self.link, budget, is_quiet)
         self._follower = Follower(
             connection,
@@ -128,6 +133,11 @@ class Edge:
         self.availability.failed(error)
         self._prober.measure_anew(alert=True)
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the link has been measured since the server was there last."""
+        return self._prober.wait_measured(0)
+
     def wait_measured(self, timeout_seconds: float) -> bool:
         """Waits until the link has been measured; gives whether it was in time."""
         return self._prober.wait_measured(timeout_seconds)
@@ -136,6 +146,11 @@ class Edge:
         """Forgets the link, and measures it anew at once."""
         self.lateness.forget()
         self._prober.measure_anew()
+
+    def retire(self) -> None:
+        """Stops to follow the server and to measure the link; the connection stays, for inferences under way."""
+        self._follower.close()
+        self._prober.disconnected()
 
     def close(self) -> None:
         """Ends the connection and the threads."""
@@ -155,5 +170,7 @@ class Edge:
         self._prober.connected()
 
     def _lost(self) -> None:
+        self.is_foreign = False
         self._load.forget()
         self._prober.disconnected()
+        self._on_lost()

@@ -85,6 +85,9 @@ class Follower:
                 self._connection.list_models(_CALL_SECONDS)  # waits for a server that is about to start
                 self._models_version = None
                 self._stream = self._connection.watch_status()
+                if self._closing.is_set():  # meanwhile, when there was no stream to cancel
+                    self._stream.cancel()
+                    return
                 for message in self._stream:
                     self._follow_models(message.status.models_version)
                     self._connected()

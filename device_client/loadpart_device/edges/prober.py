@@ -115,7 +115,9 @@ class Prober:
                 pause = _BUSY_SECONDS
             elif self._link.age_seconds >= period or self._link.deviation:
                 try:
-                    wait = self._budget.pay(self._measure())
+                    with self._budget.turn():
+                        taken = self._measure()
+                    wait = self._budget.pay(taken)
                     pause = period if is_alert else min(max(pause, wait), _LONGEST_PAUSE_SECONDS)
                     if self._link.deviation and pause < _LONGEST_PAUSE_SECONDS:
                         pause = _ALERT_DOUBT_SECONDS if is_alert else _DOUBT_SECONDS
