@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 
 from loadpart_common.planning.plan import PlanKey, Point, plan_at
 from loadpart_common.planning.plans import Plans, Weights
-from loadpart_common.planning.winners import game_value, winning_plans
+from loadpart_common.planning.winners import game_value, winning_plans, worth_building
 from tests.test_graph import chain
 
 amounts = st.floats(0, 10, allow_nan=False).map(lambda value: round(value, 3))
@@ -45,6 +45,32 @@ def test_no_weights_make_a_plan_win_that_was_not_kept(points: list[Point], seed:
         batch = int(rng.integers(1, 4))
         best = min(everything.costs(weights, batch))
         assert min(kept.costs(weights, batch)) == pytest.approx(best, rel=1e-6, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans(), st.integers(0, 2**32 - 1), st.floats(0.005, 0.3), st.integers(0, 3))
+def test_no_cut_that_is_not_built_would_gain_much(points: list[Point], seed: int, gain: float, ready: int) -> None:
+    """Nor is a cut built twice, or one that gains nothing."""
+    rng = np.random.default_rng(seed)
+    built = [points[-1], *points[: min(ready, len(points) - 1)]]
+    cuts = worth_building(points, built, gain)
+    assert len(cuts) == len(set(cuts))
+    assert not {point.key.cut for point in built} & set(cuts)
+    kept = Plans([*built, *(point for point in points if point.key.cut in cuts)])
+    everything = Plans(points)
+    for _ in range(300):
+        numbers = 10.0 ** rng.uniform(-4, 4, 4) * (rng.random(4) < 0.8)
+        free = float(rng.choice([0.0, rng.uniform(0, 12_000), float(rng.choice(points).uplink_bytes)]))
+        weights = Weights(*map(float, numbers), free_bytes=free)
+        assert min(kept.costs(weights)) * (1 - gain) <= min(everything.costs(weights)) * (1 + 1e-6) + 1e-9
+
+
+def test_a_cut_that_gains_next_to_nothing_is_not_built() -> None:
+    whole, offload = local(3, 0.1), remote(0, 0.0, 10_000, 0.02)
+    late = remote(2, 0.0999, 100, 0.00005)
+    assert winning_plans([offload, late, whole]) == (offload, late, whole)
+    assert worth_building([offload, late, whole], [whole], 0.02) == [0]
+    assert worth_building([offload, late, whole], [whole], 0.0001) == [0, 2]
 
 
 @settings(max_examples=200, deadline=None)

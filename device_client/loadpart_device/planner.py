@@ -15,7 +15,7 @@ from loadpart_common.planning.plan import (
     undominated_codecs,
 )
 from loadpart_common.planning.plans import Plans
-from loadpart_common.planning.winners import winning_keys
+from loadpart_common.planning.winners import winning_keys, worth_building
 from loadpart_common.text import printable
 from loadpart_device.codec_costs import CodecCosts
 from loadpart_device.deciding.state import EdgeState, World
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from loadpart_device.edges.edge import Edge
     from loadpart_device.edges.fleet import Fleet
     from loadpart_device.local import LocalRuntime
+
+WORTH_BUILDING = 0.02
+"""Share of its latency that a head must be able to save an inference: noise moves predictions by more."""
 
 _SHOWN_LETTERS = 12  # of a digest
 
@@ -123,7 +126,8 @@ class Planner:
         self.update()
         if offer is not None:
             offered = [point for point in self._points(offer) if self._is_offered(point, offer)]
-            self._local.build(sorted({plan.cut for plan in winning_keys(offered)}))
+            built = [point for point in offered if point.key.is_local or self._local.is_ready(point.key.cut)]
+            self._local.build(worth_building(offered, built, WORTH_BUILDING))
 
     def encoded(self, plan: PlanKey, nbytes: int, encode_seconds: float, batch: int) -> None:
         """Takes in what a request took to encode, and how many bytes it became."""

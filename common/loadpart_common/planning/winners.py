@@ -36,23 +36,41 @@ def winning_plans(plans: Sequence[Point]) -> tuple[Point, ...]:
 
     The result is the same for devices and links of any speed, since scaling a coordinate only scales its weight.
     """
-    matrix = np.array(
-        [[p.device_seconds, p.uplink_bytes, p.server_seconds, not p.key.is_local] for p in plans], dtype=float
-    )
-    scale = matrix.max(axis=0)
-    matrix = matrix / np.where(scale > 0, scale, 1.0)
+    matrix = _matrix(plans)
     candidates = _undominated(matrix)
     winners = []
     for row in candidates:
         others = matrix[[other for other in candidates if other != row]]
         if len(others) == 0:
             return (plans[row],)
-        own = matrix[row].copy()
-        others[:, _BYTES] = np.maximum(others[:, _BYTES] - own[_BYTES], 0.0)
-        own[_BYTES] = 0.0
-        if game_value((others - own).T) > _LEAST_MARGIN:
+        if _wins(matrix[row], others):
             winners.append(row)
     return tuple(plans[row] for row in winners)
+
+
+def worth_building(plans: Iterable[Point], built: Iterable[Point], gain: float) -> list[int]:
+    """The cuts of which segments are worth their building, the most wanted first.
+
+    Of the plans that can win, many do so by next to nothing: a cut before the last layer saves a few bytes and a
+    microsecond. Building takes a slow device seconds in which it infers nothing, so a cut has to be worth it: a plan of
+    it must cost less than all plans with the cuts that are built, by a share of the cost, for some link and load.
+
+    Args:
+        plans: The plans that there are.
+        built: Those of them whose segments are built.
+        gain: That share.
+    """
+    plans = list(plans)
+    kept, cuts = list(built), list[int]()
+    points = {point.key: point for point in plans}
+    for key in sorted(winning_keys(plans)):
+        if key.cut in cuts or points[key] in kept:
+            continue
+        matrix = _matrix([points[key], *kept])
+        if not kept or _wins(matrix[0], matrix[1:], gain):
+            cuts.append(key.cut)
+            kept += [point for point in plans if point.key.cut == key.cut]
+    return cuts
 
 
 def winning_keys(plans: Iterable[Point]) -> set[PlanKey]:
@@ -98,6 +116,24 @@ def game_value(payoffs: Array) -> float:
         factors = table[:, entering].copy()
         factors[leaving] = 0.0
         table -= np.outer(factors, table[leaving])
+
+
+def _matrix(plans: Sequence[Point]) -> Array:
+    """The coordinates of plans, scaled so that the largest of each is 1; shape (plans, 4)."""
+    matrix = np.array(
+        [[p.device_seconds, p.uplink_bytes, p.server_seconds, not p.key.is_local] for p in plans], dtype=float
+    )
+    scale = matrix.max(axis=0)
+    scaled: Array = matrix / np.where(scale > 0, scale, 1.0)
+    return scaled
+
+
+def _wins(own: Array, others: Array, gain: float = 0.0) -> bool:
+    """Whether a plan costs less than all others, by a share of their cost, for some weights; see `winning_plans`."""
+    own, others = own.copy(), others.copy()
+    others[:, _BYTES] = np.maximum(others[:, _BYTES] - own[_BYTES], 0.0)
+    own[_BYTES] = 0.0
+    return game_value(((1 - gain) * others - own).T) > _LEAST_MARGIN
 
 
 def _undominated(matrix: Array) -> list[int]:
