@@ -61,9 +61,8 @@ class Plans:
         costs = []
         for head, nbytes, tail, remote in self._rows:
             cost = head * device + tail * server + remote * fixed
-            if nbytes * batch > free:
-                cost += (nbytes * batch - free) * link
-            costs.append(cost)
+            crossing = nbytes * batch - free
+            costs.append(cost + crossing * link if crossing > 0 else cost)
         return costs
 
     def position(self, key: PlanKey) -> int | None:

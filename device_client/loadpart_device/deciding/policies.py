@@ -17,7 +17,7 @@ from loadpart_device.deciding.state import Choice, Chosen, Explanation, Resumed
 from loadpart_device.deciding.weighing import MANY_DEVICES, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Container
 
     from loadpart_common.graph import Graph
     from loadpart_common.planning.plan import PlanKey
@@ -163,17 +163,17 @@ class LoadAware(Policy):
         """The best plan of all servers, and the previous one if it may still be run; both are None without a server."""
         best: Weighed | None = None
         kept: Weighed | None = None
+        least = math.inf
         for state, link, load in _usable(world):
             weights = self.weights(world, link, load, batch)
             costs = state.plans.costs(weights, batch)
-            least = min(costs)
-            position = costs.index(least)
-            if best is None or least < best.cost:
-                best = Weighed(state, load, weights, costs, position)
-            if previous is not None and (not previous.edge or previous.edge == state.edge):
+            here = min(costs)
+            if best is None or here < least:
+                least, best = here, Weighed(state, load, weights, costs, costs.index(here))
+            if kept is None and previous is not None and (not previous.edge or previous.edge == state.edge):
                 before = state.plans.position(previous.plan)
                 if before is not None:
-                    same = best.state is state and before == position
+                    same = best.state is state and before == best.position
                     kept = best if same else Weighed(state, load, weights, costs, before)
         return best, kept
 
@@ -343,11 +343,13 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
     )
 
 
-def _usable(world: World) -> Iterator[tuple[EdgeState, LinkReading, ServerLoad]]:
+def _usable(world: World) -> list[tuple[EdgeState, LinkReading, ServerLoad]]:
     """The servers that can be weighed, with their links and loads."""
-    for state in world.edges:
-        if state.unavailable is None and state.link is not None and state.load is not None:
-            yield state, state.link, state.load
+    return [
+        (state, link, load)
+        for state in world.edges
+        if state.unavailable is None and (link := state.link) is not None and (load := state.load) is not None
+    ]
 
 
 def _why_local(world: World) -> str:
