@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from benchmarks.daemon import Daemon
     from benchmarks.testbed import Link
     from loadpart_common.tensors import Array
+    from loadpart_device.result import Plan
 
 MODEL = "squeezenet"
 MEGABITS = (8.0, 32.0, 64.0)
@@ -46,8 +47,8 @@ DEVICE_SHARE = 0.25
 BUSY = 0.08
 """Share of its core that a server has when it is busy with something else."""
 
-SEEN_SECONDS = 6.0
-"""Until a change of a link that is not in use can be seen: it is probed every five seconds."""
+SEEN_SECONDS, LINK_SEEN_SECONDS = 2.0, 20.0
+"""Until a change of a load can be seen, by a status or a canary; and of a link of 8 Mbit/s that is not in use."""
 
 SECONDS, QUICK_SECONDS = 25.0, 12.0
 HOPELESS, LEAST_ROUNDS = 2.0, 8
@@ -71,15 +72,16 @@ class Phase(NamedTuple):
     name: str
     megabits: Sequence[float] = MEGABITS
     shares: Sequence[float] = (1.0, 1.0, 1.0)
+    seen_seconds: float = SEEN_SECONDS
 
 
 PHASES = (
-    Phase("all idle"),
+    Phase("all idle", seen_seconds=LINK_SEEN_SECONDS),
     Phase("the nearest is busy", shares=(1.0, 1.0, BUSY)),
     Phase("the two nearest are busy", shares=(1.0, BUSY, BUSY)),
     Phase("all idle again"),
-    Phase("links change places", megabits=(64.0, 32.0, 8.0)),
-    Phase("all links are thin", megabits=(1.0, 1.0, 1.0)),
+    Phase("links change places", megabits=(64.0, 32.0, 8.0), seen_seconds=LINK_SEEN_SECONDS),
+    Phase("all links are thin", megabits=(1.0, 1.0, 1.0), seen_seconds=LINK_SEEN_SECONDS),
 )
 
 
@@ -135,7 +137,7 @@ class Arms:
         self.image = image
         self.fleet = make(targets)
         self.single = {target: make(target) for target in targets}
-        self.fixed = {target: make(target, policy="local") for target in targets}
+        self.fixed = {target: make(target, policy="local", hedge=False) for target in targets}
         self._turn = itertools.cycle(targets)
         self._random = random.Random(0)
         for client in self.clients:
@@ -177,8 +179,8 @@ class Arms:
 
     def _taken(self, client: OffloadClient) -> Taken:
         result = client.infer(self.image)
-        plan = PlanKey(result.plan.cut, result.plan.codec)
-        return Taken(f"{result.plan.server}, {plan}" if result.plan.server else "local", result.timings.total)
+        what = "local" if result.plan.location == "local" else f"{result.plan.server}, {_key(result.plan)}"
+        return Taken("finished for a server" if result.resumed else what, result.timings.total)
 
 
 class Row(NamedTuple):
@@ -191,6 +193,10 @@ class Row(NamedTuple):
     rounds: int
 
 
+def _key(plan: Plan) -> PlanKey:
+    return PlanKey(plan.cut, plan.codec)
+
+
 def measure(made: Servers, arms: Arms, phase: Phase, seconds: float) -> Row:
     """Runs all arms in turn, in an order drawn anew for each round, from when the change could be seen on.
 
@@ -198,7 +204,7 @@ def measure(made: Servers, arms: Arms, phase: Phase, seconds: float) -> Row:
     is the mean, over its choices, of what all inferences with that server and plan took in the phase.
     """
     made.enter(phase)
-    end = time.monotonic() + SEEN_SECONDS
+    end = time.monotonic() + phase.seen_seconds
     while time.monotonic() < end:  # the device goes on inferring: what is in use is seen at once
         for rule in arms.rules.values():
             rule()
@@ -219,7 +225,9 @@ def measure(made: Servers, arms: Arms, phase: Phase, seconds: float) -> Row:
             chosen[name].append(took.what)
             taken.setdefault(took.what, []).append(took.seconds)
     means = {what: statistics.fmean(times) for what, times in taken.items()}
-    best = min((what for what in means if len(taken[what]) >= LEAST_ROUNDS), key=means.__getitem__)
+    best = min(
+        (what for what in means if what in arms.plans and len(taken[what]) >= LEAST_ROUNDS), key=means.__getitem__
+    )
     rules = {rule: statistics.fmean(means[what] for what in chosen[rule]) for rule in RULES}
     return Row(phase, rules, best, means[best], rounds)
 
@@ -280,8 +288,8 @@ def main() -> None:
         stack.enter_context(slow_device(DEVICE_SHARE))
         cache = stack.enter_context(tempfile.TemporaryDirectory())
 
-        def make(target: str | Sequence[str], policy: str = "load-aware") -> OffloadClient:
-            client = OffloadClient(target, MODEL, policy=policy, threads=1, cache=cache)
+        def make(target: str | Sequence[str], policy: str = "load-aware", *, hedge: bool = True) -> OffloadClient:
+            client = OffloadClient(target, MODEL, policy=policy, hedge=hedge, threads=1, cache=cache)
             return stack.enter_context(client)
 
         made.enter(PHASES[0])
