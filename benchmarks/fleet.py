@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from benchmarks.daemon import Daemon
     from benchmarks.testbed import Link
     from loadpart_common.tensors import Array
-    from loadpart_device.result import Plan
 
 MODEL = "squeezenet"
 MEGABITS = (8.0, 32.0, 64.0)
@@ -98,7 +97,7 @@ class Servers:
     def enter(self, phase: Phase) -> None:
         for wire, group, megabits, share in zip(self.wires, self.groups, phase.megabits, phase.shares, strict=True):
             wire.shape(megabits)
-            group.share = share
+            group.set_share(share)
 
 
 @contextlib.contextmanager
@@ -179,7 +178,8 @@ class Arms:
 
     def _taken(self, client: OffloadClient) -> Taken:
         result = client.infer(self.image)
-        what = "local" if result.plan.location == "local" else f"{result.plan.server}, {_key(result.plan)}"
+        plan = PlanKey(result.plan.cut, result.plan.codec)
+        what = "local" if result.plan.location == "local" else f"{result.plan.server}, {plan}"
         return Taken("finished for a server" if result.resumed else what, result.timings.total)
 
 
@@ -191,10 +191,6 @@ class Row(NamedTuple):
     best: str
     best_seconds: float
     rounds: int
-
-
-def _key(plan: Plan) -> PlanKey:
-    return PlanKey(plan.cut, plan.codec)
 
 
 def measure(made: Servers, arms: Arms, phase: Phase, seconds: float) -> Row:

@@ -145,18 +145,12 @@ class SlowDevice:
         home = next(path for _, controller, path in groups if controller in controllers)
         self._home, self._folder = root / home.lstrip("/"), root / name
         self._folder.mkdir()
-        self.share = share
+        self.set_share(share)
         for pid in self._pids:
             (self._folder / "cgroup.procs").write_text(str(pid), encoding="utf-8")
 
-    @property
-    def share(self) -> float:
-        """The share of the core's time; may be set."""
-        return self._share
-
-    @share.setter
-    def share(self, share: float) -> None:
-        self._share = share
+    def set_share(self, share: float) -> None:
+        """Sets the share of the core's time from now on."""
         period = max(_PERIOD_MICROSECONDS, round(_LEAST_QUOTA_MICROSECONDS / share))
         quota = round(share * period)
         settings = {"cpu.max": f"{quota} {period}"}

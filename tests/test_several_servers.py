@@ -22,8 +22,6 @@ from loadpart_common.wire.endpoint import Endpoint
 from loadpart_device import OffloadClient
 from loadpart_device.deciding.policies import LoadAware, make_policy
 from loadpart_device.deciding.state import EdgeState, Resumed, World
-from loadpart_device.edges.connection import Connection
-from loadpart_device.edges.edge import Edge
 from loadpart_device.edges.fleet import Fleet
 from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import ServerLoad
@@ -168,10 +166,6 @@ def test_many_devices_do_not_swing_between_servers() -> None:
 # The servers themselves
 
 
-def edges_of(budget: ProbeBudget) -> Callable[[Endpoint, Callable[[], None]], Edge]:
-    return lambda endpoint, on_lost: Edge(Connection(endpoint, 1 << 20), budget, on_lost=on_lost)
-
-
 def test_servers_behind_a_name_come_and_go() -> None:
     behind = {"dns:///site:1": ["127.0.0.1:1", "127.0.0.1:2"], "dns:///other:1": ["127.0.0.1:2"]}
     changes, broken = [], threading.Event()
@@ -182,9 +176,7 @@ def test_servers_behind_a_name_come_and_go() -> None:
         return [Endpoint(target) for target in behind[endpoint.target]]
 
     names = [Endpoint("127.0.0.1:9"), *map(Endpoint, behind)]
-    with contextlib.closing(
-        Fleet(names, edges_of(ProbeBudget()), timeout_seconds=5, resolve=answer, period_seconds=0.02)
-    ) as fleet:
+    with contextlib.closing(Fleet(names, timeout_seconds=5, resolve=answer, period_seconds=0.02)) as fleet:
         there = lambda: [edge.name for edge in fleet]  # noqa: E731
         assert there() == ["127.0.0.1:9", "127.0.0.1:1", "127.0.0.1:2"], "each once"
         kept, left = fleet["127.0.0.1:2"], fleet["127.0.0.1:1"]
@@ -210,9 +202,7 @@ def test_a_name_that_cannot_be_resolved_in_time_is_waited_for_in_the_background(
         return [Endpoint("127.0.0.1:1")]
 
     endpoints = [Endpoint("dns:///site:1")]
-    with contextlib.closing(
-        Fleet(endpoints, edges_of(ProbeBudget()), timeout_seconds=0.05, resolve=answer, period_seconds=0.02)
-    ) as fleet:
+    with contextlib.closing(Fleet(endpoints, timeout_seconds=0.05, resolve=answer, period_seconds=0.02)) as fleet:
         assert fleet.first is None
         assert fleet.refusal is None
         fleet.start()

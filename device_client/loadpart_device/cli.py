@@ -29,7 +29,7 @@ from loadpart_device.deciding.look_up import look_up
 from loadpart_device.deciding.plot import plot as draw
 from loadpart_device.deciding.policies import ADAPTIVE, POLICIES
 from loadpart_device.deciding.replay import summary
-from loadpart_device.edges.fleet import plain_fleet
+from loadpart_device.edges.fleet import Fleet
 from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import ServerLoad
 from loadpart_device.images import load_images
@@ -358,7 +358,7 @@ def profile(
     flags |= {"threads": threads, "cache": cache, "latency_folder": latency_folder}
     settings = load_settings({**flags, "connect_timeout": connect_timeout}, config)
     seconds = settings.connect_timeout
-    with contextlib.closing(plain_fleet(settings.server, seconds)) as fleet, fetching() as on_progress:
+    with contextlib.closing(Fleet(settings.server, timeout_seconds=seconds)) as fleet, fetching() as on_progress:
         connections = [edge.connection for edge in fleet]
         found = find_model(connections, settings.model, _cache(settings), seconds, on_progress)
     setup, stored = choose_engine(found.stored, settings.engine_choice)

@@ -18,11 +18,8 @@ from loadpart_common.store.engine_choice import choose_engine
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
 from loadpart_device.allowed_codecs import AllowedCodecs, default_accuracy_folder, read_measured
 from loadpart_device.deciding.decision_log import DecisionLog
-from loadpart_device.deciding.policies import FixedPlan, make_policy
-from loadpart_device.edges.connection import Connection
-from loadpart_device.edges.edge import Edge
+from loadpart_device.deciding.policies import make_policy
 from loadpart_device.edges.fleet import Fleet
-from loadpart_device.edges.probe_budget import ProbeBudget
 from loadpart_device.hedging import Hedging
 from loadpart_device.inference import InferenceRunner
 from loadpart_device.local import LocalRuntime
@@ -42,6 +39,7 @@ if TYPE_CHECKING:
     from loadpart_common.wire.endpoint import Endpoint
     from loadpart_device.deciding.policies import Policy
     from loadpart_device.deciding.state import EdgeState
+    from loadpart_device.edges.edge import Edge
     from loadpart_device.edges.link import LinkReading
     from loadpart_device.edges.load import ServerLoad
     from loadpart_device.result import Result
@@ -141,18 +139,13 @@ class OffloadClient:
         self._closed = threading.Event()
         self._closing = threading.RLock()  # an application's signal handler may close while it closes
         with contextlib.ExitStack() as undo:
-            budget = ProbeBudget()
-
-            def make_edge(endpoint: Endpoint, on_lost: Callable[[], None]) -> Edge:
-                return Edge(
-                    Connection(endpoint, max_message_bytes),
-                    budget,
-                    on_models=self._models_changed,
-                    is_quiet=lambda: self._local.is_quiet,
-                    on_lost=on_lost,
-                )
-
-            self._fleet = fleet = Fleet(endpoints, make_edge, timeout_seconds=connect_timeout)
+            self._fleet = fleet = Fleet(
+                endpoints,
+                timeout_seconds=connect_timeout,
+                max_message_bytes=max_message_bytes,
+                on_models=self._models_changed,
+                is_quiet=lambda: self._local.is_quiet,
+            )
             undo.callback(fleet.close)
             folder = Path(cache) if cache else default_cache()
             connections = [edge.connection for edge in fleet]
@@ -368,8 +361,8 @@ class OffloadClient:
 
 
 def _fixed_cuts(policy: Policy) -> list[int]:
-    """The cut that a policy always takes; none where it weighs them."""
-    return [policy.plan.cut] if isinstance(policy, FixedPlan) else []
+    """The cut that a policy always takes; none where it weighs them, or needs no server."""
+    return [] if policy.wanted is None else [policy.wanted.cut]
 
 
 def _close_if_alive(reference: weakref.ref[OffloadClient]) -> None:

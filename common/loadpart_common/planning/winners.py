@@ -49,7 +49,7 @@ def winning_plans(plans: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def worth_building(plans: Iterable[Point], built: Iterable[Point], gain: float) -> list[int]:
-    """The cuts of which segments are worth their building, the most wanted first.
+    """The cuts of which segments are worth their building, in their order.
 
     Of the plans that can win, many do so by next to nothing: a cut before the last layer saves a few bytes and a
     microsecond. Building takes a slow device seconds in which it infers nothing, so a cut has to be worth it: a plan of
@@ -57,17 +57,17 @@ def worth_building(plans: Iterable[Point], built: Iterable[Point], gain: float) 
 
     Args:
         plans: The plans that there are.
-        built: Those of them whose segments are built.
+        built: Those of them whose segments are built; the local one at least.
         gain: That share.
     """
     plans = list(plans)
     kept, cuts = list(built), list[int]()
     points = {point.key: point for point in plans}
     for key in sorted(winning_keys(plans)):
-        if key.cut in cuts or points[key] in kept:
+        if points[key] in kept:
             continue
         matrix = _matrix([points[key], *kept])
-        if not kept or _wins(matrix[0], matrix[1:], gain):
+        if _wins(matrix[0], matrix[1:], gain):
             cuts.append(key.cut)
             kept += [point for point in plans if point.key.cut == key.cut]
     return cuts

@@ -16,7 +16,7 @@ from loadpart_common.store.engine_choice import choose_engine
 from loadpart_device.allowed_codecs import read_measured
 from loadpart_device.codec_costs import CodecCosts
 from loadpart_device.deciding.explain import Network
-from loadpart_device.edges.fleet import plain_fleet
+from loadpart_device.edges.fleet import Fleet
 from loadpart_device.model_cache import find_model
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def look_up(
         UnavailableError: Measuring them took too long.
     """
     links: dict[str, tuple[LinkReading, ServerLoad]] = {}
-    with contextlib.closing(plain_fleet(servers, timeout_seconds)) as fleet:
+    with contextlib.closing(Fleet(servers, timeout_seconds=timeout_seconds)) as fleet:
         found = find_model([edge.connection for edge in fleet], name, cache, timeout_seconds, on_progress)
         if measure:
             if not found.infos:

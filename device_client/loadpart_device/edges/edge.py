@@ -138,10 +138,6 @@ class Edge:
         """Whether the link has been measured since the server was there last."""
         return self._prober.wait_measured(0)
 
-    def wait_measured(self, timeout_seconds: float) -> bool:
-        """Waits until the link has been measured; gives whether it was in time."""
-        return self._prober.wait_measured(timeout_seconds)
-
     def network_changed(self) -> None:
         """Forgets the link, and measures it anew at once."""
         self.lateness.forget()

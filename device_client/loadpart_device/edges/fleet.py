@@ -18,6 +18,7 @@ from loadpart_device.edges.probe_budget import ProbeBudget
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from loadpart.v1 import offload_pb2
     from loadpart_common.errors import AccessError
     from loadpart_common.wire.endpoint import Endpoint
 
@@ -26,7 +27,7 @@ _RETIRED_SECONDS = 60.0
 """How long the connection to a server that has left stays open: an inference may still be there."""
 
 _OTHERS_SECONDS = 2.0  # that are waited for the other servers once one has been measured
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.01
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,11 @@ class Fleet:
     def __init__(
         self,
         endpoints: Sequence[Endpoint],
-        make_edge: Callable[[Endpoint, Callable[[], None]], Edge],
         *,
         timeout_seconds: float,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        on_models: Callable[[Edge, dict[str, offload_pb2.ModelInfo]], None] = lambda _edge, _models: None,
+        is_quiet: Callable[[], bool] = lambda: True,
         resolve: Callable[[Endpoint], list[Endpoint]] = resolve,
         period_seconds: float = _PERIOD_SECONDS,
     ) -> None:
@@ -51,8 +54,10 @@ class Fleet:
 
         Args:
             endpoints: Servers, and names of servers; at least one.
-            make_edge: Makes a server's edge, which calls the given function when the server is lost.
             timeout_seconds: How long to wait for names to be resolved; after that, it goes on in the background.
+            max_message_bytes: Largest message that is sent or accepted.
+            on_models: Called, on a thread of an edge's, with the server's models when they have changed.
+            is_quiet: Whether the device is idle enough for its clock to time links.
             resolve: Gives the endpoints behind a name, or raises `OSError`.
             period_seconds: How often names are looked at.
 
@@ -60,7 +65,10 @@ class Fleet:
             SettingsError: A file of the credentials cannot be read, or a token would cross a network in the clear.
         """
         self._endpoints = tuple(endpoints)
-        self._make_edge = make_edge
+        self._max_message_bytes = max_message_bytes
+        self._on_models = on_models
+        self._is_quiet = is_quiet
+        self._budget = ProbeBudget()
         self._resolve = resolve
         self._period_seconds = period_seconds
         self._lock = threading.Lock()
@@ -132,22 +140,14 @@ class Fleet:
             Whether one was in time.
         """
         end = time.monotonic() + timeout_seconds
-        end_for_others: float | None = None
-        while True:
-            edges = list(self)
-            waiting = [edge for edge in edges if not edge.is_measured]
-            if len(waiting) < len(edges):
-                if end_for_others is None:
-                    end_for_others = min(time.monotonic() + _OTHERS_SECONDS, end)
-                waiting = [edge for edge in waiting if edge.unavailable() is None]
-                if not waiting or time.monotonic() >= end_for_others:
-                    return True
-            if (left := end - time.monotonic()) <= 0:
+        while not any(edge.is_measured for edge in self):
+            if time.monotonic() >= end:
                 return False
-            if waiting:
-                waiting[0].wait_measured(min(left, _LOOK_SECONDS))
-            else:
-                time.sleep(min(left, _LOOK_SECONDS))
+            time.sleep(_LOOK_SECONDS)
+        end = min(end, time.monotonic() + _OTHERS_SECONDS)
+        while any(not edge.is_measured and edge.unavailable() is None for edge in self) and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+        return True
 
     def network_changed(self) -> None:
         """Forgets the links, and measures them anew at once."""
@@ -198,14 +198,14 @@ class Fleet:
             for endpoint in (self._behind.get(named, []) if is_name(named) else [named])
         }
         with self._lock:
-            if self._closing.is_set() or list(wanted) == list(self._edges):
+            if self._closing.is_set() or wanted.keys() == self._edges.keys():  # name servers change the order
                 return
             before, edges, fresh = self._edges, dict[str, Edge](), list[Edge]()
             for name, endpoint in wanted.items():
                 edge = before.get(name)
                 if edge is None:
                     try:
-                        edge = self._make_edge(endpoint, self._look.set)
+                        edge = self._make_edge(endpoint)
                     except OffloadError as error:
                         if self._on_change is None:
                             for made in fresh:
@@ -228,6 +228,15 @@ class Fleet:
                 log.info("the server at %s has joined", edge.name)
                 edge.start()
 
+    def _make_edge(self, endpoint: Endpoint) -> Edge:
+        return Edge(
+            Connection(endpoint, self._max_message_bytes),
+            self._budget,
+            on_models=self._on_models,
+            is_quiet=self._is_quiet,
+            on_lost=self._look.set,
+        )
+
     def _close_retired(self) -> None:
         now = time.monotonic()
         with self._lock:
@@ -235,13 +244,3 @@ class Fleet:
             self._retired = [(edge, until) for edge, until in self._retired if until > now]
         for edge in due:
             edge.close()
-
-
-def plain_fleet(endpoints: Sequence[Endpoint], timeout_seconds: float) -> Fleet:
-    """A fleet for looking at servers, with nobody to tell what they offer; see `Fleet` for arguments and errors."""
-    budget = ProbeBudget()
-
-    def make_edge(endpoint: Endpoint, on_lost: Callable[[], None]) -> Edge:
-        return Edge(Connection(endpoint, DEFAULT_MAX_MESSAGE_BYTES), budget, on_lost=on_lost)
-
-    return Fleet(endpoints, make_edge, timeout_seconds=timeout_seconds)
