@@ -1,13 +1,15 @@
 """Other devices: they send whole images for all networks to a server, at a load level read from standard input.
 
 Each device waits for a frame, sends it, and waits for the answer; of the frames that arrive meanwhile it keeps only the
-newest. Frames arrive as a Poisson process, at the same rate on every device. Each line of the input is a level and a
-seed; the level is the share of the server's time that all devices together ask for. The devices start in the steady
-state, some of them with a frame in the queue: from an empty queue, that state takes half a minute to reach at 100 %.
+newest. A frame that the server refuses, or cannot answer in time, is lost. Frames arrive as a Poisson process, at the
+same rate on every device. Each line of the input is a level and a seed; the level is the share of the server's time
+that all devices together ask for. The devices start in the steady state, some of them with a frame in the queue: from
+an empty queue, that state takes half a minute to reach at 100 %.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import os
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loadpart_common.errors import DeadlineError, OverloadedError
 from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import Endpoint
@@ -68,7 +71,8 @@ class OtherDevice(threading.Thread):
         try:
             while True:
                 self._await_frame()
-                self._server.infer(self._tail, [self._image], _ANSWER_SECONDS)
+                with contextlib.suppress(OverloadedError, DeadlineError):
+                    self._server.infer(self._tail, [self._image], _ANSWER_SECONDS)
         except BaseException:  # otherwise the load would be too low, unnoticed
             traceback.print_exc()
             os._exit(1)
