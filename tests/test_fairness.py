@@ -43,7 +43,7 @@ async def turns(number: int = 8) -> None:
 
 
 def queued(owner: Owner, number: int = 0, seconds: float = 0.1) -> QueuedJob:
-    return QueuedJob(job(number), lambda _: seconds, "fake", owner)
+    return QueuedJob(job(number), lambda _: seconds, owner)
 
 
 def numbers(queue: JobQueue) -> list[int]:
@@ -347,7 +347,7 @@ def test_a_seat_whose_worker_cannot_be_started_is_tried_again() -> None:
 
 
 def wanting(owner: Owner, batch: int) -> QueuedJob:
-    return QueuedJob(job()._replace(batch=batch), lambda _: 0.1, "fake", owner)
+    return QueuedJob(job()._replace(batch=batch), lambda _: 0.1, owner)
 
 
 def made(batch: int) -> Preparation:

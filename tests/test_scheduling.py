@@ -12,8 +12,8 @@ from loadpart_edge.scheduling.builds import Builds
 from loadpart_edge.scheduling.canary import Canary
 from loadpart_edge.scheduling.deferred import Deferred
 from loadpart_edge.scheduling.dispatcher import Dispatcher
-from loadpart_edge.scheduling.hosts import Host, Hosts
-from loadpart_edge.scheduling.job import QueuedJob
+from loadpart_edge.scheduling.hosts import MOST_KEPT, Host, Hosts
+from loadpart_edge.scheduling.job import ANYWHERE, Owner, QueuedJob, Tail
 from loadpart_edge.scheduling.queue import JobQueue
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.supervisor import Supervisor
@@ -35,7 +35,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def queued(number: int = 0, seconds: float = 0.1) -> QueuedJob:
-    return QueuedJob(job(number), lambda host: seconds * (2 if host == "slow" else 1), "fake")
+    return QueuedJob(job(number), lambda host: seconds * (2 if host == "slow" else 1))
 
 
 async def turns(number: int = 5) -> None:
@@ -155,7 +155,7 @@ def test_a_worker_takes_as_many_jobs_as_its_capacity() -> None:
         bench = Bench(capacity=3)
         assert bench.dispatcher.capacity == 1
         bench.fill()
-        assert bench.dispatcher.capacity == 3
+        assert bench.dispatcher.capacity == 3, "of the workers that are there"
         bench.submit(1, 2, 3, 4)
         assert len(bench.workers[0].running) == 3
         assert len(bench.queue) == 1
@@ -253,14 +253,76 @@ def test_only_an_idle_worker_of_the_host_times_a_tail() -> None:
 
 def test_every_host_has_a_slow_down_of_its_own() -> None:
     hosts = Hosts()
+    told: list[dict[str, float]] = []
+    hosts.on_shares = lambda shares: told.append(dict(shares))
     assert hosts.slow_down == 1
-    assert hosts.first == ""
+    for name in ("quick", "slow"):
+        hosts.joined(name)
     for _ in range(3):
         hosts["quick"].slow_down.record(1.0, 1.0)
         hosts["slow"].slow_down.record(1.0, 3.0)
     assert hosts["slow"].slow_down.value == pytest.approx(3)
     assert hosts.slow_down == pytest.approx(2)
-    assert hosts.names == ("quick", "slow")
+    hosts.measured("quick", 0.01)
+    hosts.measured("slow", 0.03)
+    assert told[-1] == pytest.approx({"quick": 0.75, "slow": 0.25}), "as many jobs as it can do"
+    assert hosts.slow_down == pytest.approx(1.5)
+    hosts.left("quick")
+    assert hosts.slow_down == pytest.approx(3), "where no worker is, no job goes"
+    hosts.left("slow")
+    assert hosts.slow_down == pytest.approx(3), "until one comes back"
+
+
+def test_machines_that_come_and_go_are_not_remembered_for_ever() -> None:
+    hosts = Hosts()
+    hosts.joined("stays")
+    for number in range(1000):
+        hosts.joined(f"host-{number}")
+        hosts.left(f"host-{number}")
+    assert len(hosts._by_name) <= MOST_KEPT + 1
+    assert hosts.shares == {"stays": 1.0}
+
+
+def two_hosts(**seconds: float) -> tuple[Bench, list[QueuedJob]]:
+    """A quick and a slow worker, the slow one in the first seat, and jobs that take so long on each."""
+    bench = Bench(seats=2)
+    bench.workers = [FakeWorker(0, "slow", 1), FakeWorker(1, "quick", 1)]
+    bench.fill()
+    for seat in bench.dispatcher.seats:
+        seat.built.add(Tail("digest", 0, 1))
+    jobs = [QueuedJob(job(number), lambda host: seconds.get(host, 0.1), Owner("", str(number))) for number in range(3)]
+    for each in jobs:
+        bench.queue.append(each)
+        bench.dispatcher.dispatch()
+    return bench, jobs
+
+
+def test_a_job_goes_where_it_will_be_done_first() -> None:
+    async def test() -> None:
+        bench, jobs = two_hosts(quick=0.1, slow=0.25)
+        slow, quick = bench.workers
+        assert [quick.running[0][0], slow.running[0][0]] == [jobs[0].job, jobs[2].job], (
+            "the first goes to the quick one, the second waits for it, and the third would wait for two"
+        )
+        quick.finish()
+        assert quick.running[0][0] is jobs[1].job
+        bench.dispatcher.vacate(bench.dispatcher.seats[1])
+        slow.finish()
+        assert slow.running[0][0] is jobs[1].job, "a worker that is lost is not waited for"
+
+    run(test())
+
+
+def test_a_job_does_not_wait_for_a_quick_worker_that_is_late() -> None:
+    async def test() -> None:
+        bench, jobs = two_hosts(quick=0.02, slow=0.5)
+        slow, quick = bench.workers
+        assert quick.running
+        assert not slow.running
+        await until(lambda: bool(slow.running))  # 20 ms were predicted, and half a second has nearly passed
+        assert quick.running[0][0] is jobs[0].job
+
+    run(test())
 
 
 # The supervisor.
@@ -367,7 +429,7 @@ def test_hosts_may_differ() -> None:
         factory = FakeWorkers(hosts=("quick", "slow"))
         scheduler = Scheduler(factory, seats=2, queue_limit=8, preparations=(CANARY,))
         await scheduler.start()
-        predict = {"quick": 0.01, "slow": 0.05}.__getitem__
+        predict = {"quick": 0.01, "slow": 0.012, ANYWHERE: 0.011}.__getitem__
         running = [asyncio.create_task(scheduler.run(job(number), predict)) for number in range(2)]
         await turns()
         changed = asyncio.Event()
@@ -377,7 +439,7 @@ def test_hosts_may_differ() -> None:
         assert {(await each).host for each in running} == {"quick", "slow"}
         await changed.wait()
         assert scheduler.hosts["quick"].slow_down.value == pytest.approx(5)
-        assert scheduler.hosts["slow"].slow_down.value == pytest.approx(1)
+        assert scheduler.hosts["slow"].slow_down.value == pytest.approx(0.05 / 0.012)
         await scheduler.close()
 
     run(test())

@@ -109,6 +109,7 @@ class Daemon:
         )
         health = HealthService(["", SERVICE, *(model.name for model in self._models)])
         scheduler.on_change = board.queue_changed
+        scheduler.hosts.on_shares = self._models.weigh
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         server.add_generic_rpc_handlers((service.handler(door), health.handler(door, is_open=settings.open_health)))
         with self._metrics_server() as metrics_address:

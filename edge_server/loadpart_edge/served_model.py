@@ -13,6 +13,7 @@ from loadpart_common.planning.plan import DEFAULT_CODEC, PlanKey, coded_plans, p
 from loadpart_common.planning.winners import winning_keys
 from loadpart_common.tensors import check_arrays
 from loadpart_common.wire import framing
+from loadpart_edge.scheduling.hosts import MOST_KEPT
 from loadpart_edge.tail_times import TailTimes
 from loadpart_edge.workers.base import Preparation
 
@@ -44,7 +45,8 @@ class ServedModel:
         setup: The engine that runs its tails, and how.
         codecs: Names of the codecs that devices may use.
         candidates: Cuts whose tails are built ahead: those that can win, with one codec or another.
-        tail_seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,); the mean of the hosts.
+        tail_seconds: Idle seconds of each cut's tail, one item, shape (layers + 1,); the mean of the hosts, each by
+            its share of the jobs.
         modelled_tail_seconds: The same from the latency model alone.
         ready: Cuts whose tails are built.
         max_batch: The largest batch that is run: a larger one would take more memory than a worker may.
@@ -82,6 +84,7 @@ class ServedModel:
         self._curves = Curves(self.graph, latency)
         self._profile = profile
         self._by_host: dict[str, TailTimes] = {}
+        self._shares: dict[str, float] = {}
         self.modelled_tail_seconds = self._curves.tail_seconds({})
         self.tail_seconds: Array = self._curves.tail_seconds(self._profile.tails)
         self.codecs = tuple(codecs)
@@ -106,10 +109,11 @@ class ServedModel:
         return Preparation(self.stored.manifest.digest, cut, batch=self.graph.smallest_batch)
 
     def predict(self, plan: PlanKey, batch: int, host: str) -> float:
-        """Idle seconds of decoding and running a tail on a host, for a whole batch."""
+        """Idle seconds of decoding and running a tail on a host, for a whole batch; the mean for one not known."""
         times = self._by_host.get(host)
         if times is None:
-            return (self._rated_decoding.get(plan, 0.0) + float(self.tail_seconds[plan.cut])) * batch
+            decoding = self._decode_seconds(plan) if plan in self._rated_decoding else 0.0
+            return (decoding + float(self.tail_seconds[plan.cut])) * batch
         return (times.decode_seconds(plan) + float(times.seconds[plan.cut])) * batch
 
     def prepared(self, host: str, cut: int, seconds: float) -> None:
@@ -117,6 +121,14 @@ class ServedModel:
         self._times(host).measure(cut, seconds)
         self.ready.add(cut)
         self._average()
+
+    def weigh(self, shares: Mapping[str, float]) -> None:
+        """Takes in which hosts have workers, and the share of the jobs that each gets."""
+        self._shares = dict(shares)
+        if len(self._by_host) > MOST_KEPT:
+            self._by_host = {host: times for host, times in self._by_host.items() if host in shares}
+        if self._by_host:
+            self._average()
 
     def observe(self, host: str, plan: PlanKey, outcome: Outcome, batch: int) -> None:
         """Takes in what a tail took that ran for a device on a host."""
@@ -178,7 +190,8 @@ class ServedModel:
         """Idle seconds of decoding what crosses, one item; the mean of the hosts."""
         if not self._by_host:
             return self._rated_decoding[plan]
-        return float(np.mean([times.decode_seconds(plan) for times in self._by_host.values()]))
+        decoding = [times.decode_seconds(plan) for times in self._by_host.values()]
+        return float(np.average(decoding, weights=self._weights()))
 
     def _times(self, host: str) -> TailTimes:
         times = self._by_host.get(host)
@@ -186,6 +199,12 @@ class ServedModel:
             times = self._by_host[host] = TailTimes(self._curves, self._profile, self._rated_decoding)
         return times
 
+    def _weights(self) -> list[float]:
+        """What each host counts; all the same where none of them has a worker."""
+        weights = [self._shares.get(host, 0.0) for host in self._by_host]
+        return weights if any(weights) else [1.0] * len(weights)
+
     def _average(self) -> None:
-        self.tail_seconds = np.mean([times.seconds for times in self._by_host.values()], axis=0)
+        tails = [times.seconds for times in self._by_host.values()]
+        self.tail_seconds = np.average(tails, axis=0, weights=self._weights())
         self._on_change()

@@ -16,7 +16,7 @@ from loadpart_common.store.engine_choice import choose_engine
 from loadpart_edge.served_model import ServedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from loadpart_common.engines.base import EngineSetup
     from loadpart_common.latency.model import LatencyModel
@@ -123,6 +123,11 @@ class ServedModels:
         """Takes in that a tail has been built on a host, and its idle time."""
         for model in self._by_digest[preparation.digest]:
             model.prepared(host, preparation.cut, seconds)
+
+    def weigh(self, shares: Mapping[str, float]) -> None:
+        """Takes in which hosts have workers, and the share of the jobs that each gets."""
+        for model in self:
+            model.weigh(shares)
 
     def _count_change(self) -> None:
         self.version += 1

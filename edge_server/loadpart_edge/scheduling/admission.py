@@ -62,7 +62,7 @@ class Admission:
         """
         self._dispatcher.quarantine.check(job.tail, job.job)
         self._remember(job)
-        self._check_time(job.owner, job.predicted_seconds, self._hosts[job.host].slow_down.value, job.deadline)
+        self._check_time(job.owner, job.predicted_seconds, self._hosts.slow_down, job.deadline)
         if len(self._queue) + len(self._builds) >= self._queue.limit:
             self._make_room(job)
 

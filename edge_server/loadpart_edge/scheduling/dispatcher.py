@@ -29,6 +29,12 @@ _ATTEMPTS = 2
 _HOPE = 0.95
 """A job is dropped when its deadline leaves less than this share of the time that its tail is predicted to take."""
 
+_CLEARLY = 0.9
+"""A job waits for a quicker worker when it would be done within this share of the time that an idle one takes."""
+
+_HOLD_SECONDS = 0.02
+"""After which a job that waits for a quicker worker is looked at again, whatever happens."""
+
 # How long a worker may take before it counts as hung: many times what was predicted, and a time in which a machine that
 # is busy with something else, or pages, comes back.
 _HUNG_FACTOR = 10.0
@@ -48,8 +54,7 @@ class Dispatcher:
     Attributes:
         seats: The workers' places.
         running: The jobs that workers have.
-        capacity: How many jobs all workers together take at once; a seat whose worker is being replaced counts as
-            the one before, and as 1 before the first.
+        capacity: How many jobs the workers that are there take at once; 1 when there is none.
         quarantine: Requests that workers did not survive.
         on_change: Called when a worker has come, has finished something, or is lost.
         on_prepared: Called with worker, preparation and result when a worker has built one of its tails, or (with an
@@ -82,9 +87,10 @@ class Dispatcher:
         self._deferred = deferred
         self._preparations = preparations
         self._retry: asyncio.TimerHandle | None = None
+        self._holds = False  # whether a job waits for a quicker worker than one that is idle
         self.seats = [Seat(index, preparations) for index in range(seats)]
         self.running: set[QueuedJob] = set()
-        self.capacity = seats
+        self.capacity = 1
         self.quarantine = Quarantine()
         self.on_change: Callable[[], None] = lambda: None
         self.on_prepared: Callable[[Worker, Preparation, Prepared | OffloadError], None] = lambda *_: None
@@ -111,15 +117,18 @@ class Dispatcher:
 
     def fill(self, seat: Seat, worker: Worker) -> None:
         """Puts a worker into a seat, and gives it what there is to do."""
-        self.capacity += worker.capacity - seat.capacity
-        seat.worker, seat.capacity = worker, worker.capacity
-        self._hosts.add(worker.host)
+        seat.worker = worker
+        self._hosts.joined(worker.host)
+        self._count_capacity()
         self.dispatch()
         self.on_change()
 
     def vacate(self, seat: Seat) -> None:
         """Notes that a seat's worker is lost: its jobs go to others, unless they have killed a worker before."""
+        if seat.worker is not None:
+            self._hosts.left(seat.worker.host)
         jobs = seat.empty(self._preparations)
+        self._count_capacity()
         self.running -= jobs
         for job in sorted(jobs, key=lambda job: job.queued_at, reverse=True):
             if job.attempts < _ATTEMPTS:
@@ -164,6 +173,7 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Gives workers what there is to do: a tail that a device waits for and may have built, jobs, preparations."""
+        self._holds = False
         for seat in self.seats:
             worker = seat.worker
             if worker is None or seat.is_preparing:
@@ -171,13 +181,13 @@ class Dispatcher:
             if not seat.running and len(self._builds) and (build := self._builds.take()) is not None:
                 self._build(seat, worker, build)
                 continue
-            while len(seat.running) < worker.capacity and (job := self._next_job(seat)) is not None:
+            while len(seat.running) < worker.capacity and (job := self._next_job(seat, worker.host)) is not None:
                 self._start(seat, worker, job)
             if seat.preparations and not seat.running:
                 preparation = seat.take_preparation(job.tail for job in self._queue.next_jobs())
                 self._prepare(seat, worker, preparation, partial(self._tail_prepared, worker, preparation))
-        if len(self._builds) and self._retry is None:
-            delay = max(self._builds.seconds_until_next() or 0.0, 0.01)
+        if self._retry is None and (len(self._builds) or self._holds):
+            delay = _HOLD_SECONDS if self._holds else max(self._builds.seconds_until_next() or 0.0, 0.01)
             self._retry = asyncio.get_running_loop().call_later(delay, self._dispatch_again)
 
     async def prepare_when_idle(self, host: str, preparation: Preparation) -> Prepared | None:
@@ -198,15 +208,18 @@ class Dispatcher:
         self._retry = None
         self.dispatch()
 
-    def _next_job(self, seat: Seat) -> QueuedJob | None:
+    def _count_capacity(self) -> None:
+        self.capacity = max(sum(seat.worker.capacity for seat in self.seats if seat.worker is not None), 1)
+
+    def _next_job(self, seat: Seat, host: str) -> QueuedJob | None:
         """The next job for a seat that can still be done in time; those that cannot are dropped."""
         if not self._queue:
             return None
-        while (job := self._take_job(partial(self._runs, seat))) is not None:
+        while (job := self._take_job(partial(self._runs, seat, host, {}))) is not None:
             left = job.deadline - time.perf_counter()
             if job.outcome.done():
                 continue
-            if left > job.predicted_seconds * self._hosts[job.host].slow_down.value * _HOPE:
+            if left > self._seconds(job, host) * _HOPE:
                 return job
             job.fail(DeadlineError(f"expected time for the tail, but the deadline is {max(left, 0.0):.3f} s away"))
             self.on_dropped()
@@ -223,9 +236,44 @@ class Dispatcher:
         self._queue.take(pressing)
         return pressing
 
-    def _runs(self, seat: Seat, job: QueuedJob) -> bool:
-        """Whether a job may run on a seat: its tail is built there, or no other worker will ever have it."""
-        return job.tail in seat.built or not any(each.will_have(job.tail) for each in self.seats)
+    def _runs(self, seat: Seat, host: str, promised: dict[int, float], job: QueuedJob) -> bool:
+        """Whether a job may run on a seat: its tail is built there, and no other worker will have done it sooner.
+
+        Or no worker will ever have its tail.
+
+        Args:
+            seat: The seat.
+            host: The machine that its worker is on.
+            promised: Seconds of the jobs that wait for a worker that is quicker, by its seat; this one is added.
+            job: The job.
+        """
+        if job.tail not in seat.built:
+            return not any(each.will_have(job.tail) for each in self.seats)
+        sooner, end = None, self._seconds(job, host) * _CLEARLY
+        for other in self.seats:
+            if other.worker is None or other.worker.host == host or job.tail not in other.built or other.is_preparing:
+                continue
+            free = self._seconds_until_free(other, other.worker) + promised.get(other.index, 0.0)
+            there = free + self._seconds(job, other.worker.host)
+            if there < end:
+                sooner, end = other, there
+        if sooner is None or sooner.worker is None:
+            return True
+        promised[sooner.index] = promised.get(sooner.index, 0.0) + self._seconds(job, sooner.worker.host)
+        self._holds = True
+        return False
+
+    def _seconds(self, job: QueuedJob, host: str) -> float:
+        """What a job takes on a machine, and on the way there and back."""
+        known = self._hosts[host]
+        return job.predict(host) * known.slow_down.value + known.dispatch.value
+
+    def _seconds_until_free(self, seat: Seat, worker: Worker) -> float:
+        """Until a worker takes one more job; one that is late is expected to be as late again."""
+        if len(seat.running) < worker.capacity:
+            return 0.0
+        now = time.perf_counter()
+        return min(abs(self._seconds(job, worker.host) - (now - job.started_at)) for job in seat.running)
 
     def _build(self, seat: Seat, worker: Worker, build: Build) -> None:
         """Has a worker build a tail that a device asked for, and queues the jobs that wait for it."""

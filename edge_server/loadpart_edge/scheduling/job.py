@@ -36,6 +36,10 @@ def due_at(now: float, deadline: float) -> float:
     return now + (deadline - now) * _DUE_SHARE
 
 
+ANYWHERE = ""
+"""For the name of a host: whichever takes the job."""
+
+
 class Tail(NamedTuple):
     """What a worker must have built to run a job.
 
@@ -72,7 +76,7 @@ class QueuedJob:
         owner: Whose it is.
         tail: What a worker must have built to run it.
         outcome: Done when the outcome is there; cancelled when nobody waits for it any more.
-        host: The machine that `predicted_seconds` is about.
+        host: The machine that a worker took it on; `ANYWHERE` before.
         predicted_seconds: Idle seconds of the tail there, for the whole batch.
         queued_at: When it arrived, on the clock `time.perf_counter`.
         deadline: Until when its outcome is of use, on that clock.
@@ -91,7 +95,6 @@ class QueuedJob:
         self,
         job: Job,
         predict: Callable[[str], float],
-        host: str,
         owner: Owner = NOBODY,
         deadline: float = math.inf,
     ) -> None:
@@ -99,8 +102,7 @@ class QueuedJob:
 
         Args:
             job: What to run.
-            predict: Gives the idle seconds of the tail on a host.
-            host: The machine that it will probably run on.
+            predict: Gives the idle seconds of the tail on a host, or their mean for `ANYWHERE`.
             owner: Whose it is.
             deadline: Until when its outcome is of use, on the clock `time.perf_counter`.
         """
@@ -109,8 +111,8 @@ class QueuedJob:
         self.tail = Tail(job.digest, job.plan.cut, job.batch)
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.predict = predict
-        self.host = host
-        self.predicted_seconds = predict(host)
+        self.host = ANYWHERE
+        self.predicted_seconds = predict(ANYWHERE)
         self.queued_at = time.perf_counter()
         self.deadline = deadline
         self.due = due_at(self.queued_at, deadline)

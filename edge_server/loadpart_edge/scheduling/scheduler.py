@@ -75,7 +75,7 @@ class Scheduler:
         self._dispatcher.on_dropped = on_dropped
         self._admission = Admission(self._queue, self._builds, self._dispatcher, self.hosts)
         self._supervisor = Supervisor(self._dispatcher, factory, on_restart)
-        self._canaries: list[asyncio.Task[None]] = []
+        self._canaries: dict[str, asyncio.Task[None]] = {}
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
         self._is_change_due = False
@@ -87,8 +87,6 @@ class Scheduler:
             InternalError: A worker died.
         """
         await self._supervisor.start(self._prepared)
-        if self._canary is not None:
-            self._canaries = [asyncio.create_task(self._keep_canary(name, self._canary)) for name in self.hosts.names]
 
     def check_owner(self, owner: Owner, deadline: float) -> None:
         """Refuses a device before its request is read; see `Admission.check_owner`."""
@@ -101,7 +99,7 @@ class Scheduler:
 
         Args:
             job: What to run.
-            predict: Gives the idle seconds of its tail on a host, for the whole batch.
+            predict: Gives the idle seconds of its tail on a host, for the whole batch; their mean for `ANYWHERE`.
             owner: Whose it is.
             deadline: Until when its outcome is of use, on the clock `time.perf_counter`.
 
@@ -111,7 +109,7 @@ class Scheduler:
             InternalError: Workers died over it.
             OffloadError: It cannot be done.
         """
-        queued = QueuedJob(job, predict, self.hosts.first, owner, deadline)
+        queued = QueuedJob(job, predict, owner, deadline)
         self._builds.seen(owner)
         self._admission.check(queued)
         if self._dispatcher.has_built(queued.tail):
@@ -173,9 +171,10 @@ class Scheduler:
 
     async def close(self) -> None:
         """Ends the workers; jobs that are left fail."""
-        for task in self._canaries:
+        canaries = list(self._canaries.values())
+        for task in canaries:
             task.cancel()
-        await asyncio.gather(*self._canaries, return_exceptions=True)
+        await asyncio.gather(*canaries, return_exceptions=True)
         await self._supervisor.close()
         for job in [*self._queue.drain(), *self._builds.drain(), *self._dispatcher.running]:
             job.fail(InternalError("the server has shut down"))
@@ -186,7 +185,9 @@ class Scheduler:
 
     def _tail_prepared(self, worker: Worker, preparation: Preparation, answer: Prepared | OffloadError) -> None:
         if preparation == self._canary and isinstance(answer, Prepared):
-            self.hosts[worker.host].canary_seconds = answer.seconds
+            self.hosts.measured(worker.host, answer.seconds)
+            if worker.host not in self._canaries:
+                self._canaries[worker.host] = asyncio.create_task(self._keep_canary(worker.host, preparation))
         self._on_prepared(worker, preparation, answer)
 
     async def _keep_canary(self, host: str, canary: Preparation) -> None:

@@ -21,7 +21,6 @@ class Seat:
     Attributes:
         index: Its number.
         worker: The worker in it; None while one is started.
-        capacity: How many jobs the worker takes at once.
         running: The jobs that the worker has.
         is_preparing: Whether it builds or times a tail.
         preparations: Tails that it has yet to build before it is at full strength.
@@ -32,7 +31,6 @@ class Seat:
     def __init__(self, index: int, preparations: Sequence[Preparation]) -> None:
         self.index = index
         self.worker: Worker | None = None
-        self.capacity = 1
         self.running: set[QueuedJob] = set()
         self.is_preparing = False
         self.preparations = deque(preparations)

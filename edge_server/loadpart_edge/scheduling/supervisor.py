@@ -95,11 +95,6 @@ class Supervisor:
                 await self._stay(seat, worker)
                 if self._is_ending:
                     return
-                if not self._is_started:
-                    raise InternalError(f"worker {worker.label} died while it started; its log is above")
-                log.error("worker %s died; a new one is started", worker.label)
-                self._on_restart()
-                self._dispatcher.vacate(seat)
                 if time.monotonic() - started > _SHORT_LIFE_SECONDS:
                     failures = 0
             if failures:
@@ -107,11 +102,21 @@ class Supervisor:
             failures += 1
 
     async def _stay(self, seat: Seat, worker: Worker) -> None:
-        """Has a worker work until it is lost."""
+        """Has a worker work until it is lost, and then its jobs go to others at once.
+
+        Raises:
+            InternalError: It was lost before all were ready.
+        """
         self._workers.add(worker)
         try:
             self._dispatcher.fill(seat, worker)
             await worker.lost
+            if not self._is_ending:
+                if not self._is_started:
+                    raise InternalError(f"worker {worker.label} died while it started; its log is above")
+                log.error("worker %s died; a new one is started", worker.label)
+                self._on_restart()
+                self._dispatcher.vacate(seat)
         finally:
             seat.worker = None
             closing = asyncio.ensure_future(worker.close())
