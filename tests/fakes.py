@@ -31,6 +31,7 @@ class FakeWorker:
     def __init__(self, seat: int, host: str, capacity: int) -> None:
         self.host, self.capacity, self.label = host, capacity, f"{host}-{seat}"
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.running: list[tuple[Job, OnOutcome]] = []
         self.prepared: list[Preparation] = []
         self.cancelled: list[Job] = []

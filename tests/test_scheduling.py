@@ -16,9 +16,11 @@ from loadpart_edge.scheduling.hosts import MOST_KEPT, Host, Hosts
 from loadpart_edge.scheduling.job import ANYWHERE, Owner, QueuedJob, Tail
 from loadpart_edge.scheduling.queue import JobQueue
 from loadpart_edge.scheduling.scheduler import Scheduler
+from loadpart_edge.scheduling.staffing import Staffing
 from loadpart_edge.scheduling.supervisor import Supervisor
 from loadpart_edge.workers.base import Outcome, Preparation, Prepared
 from tests.fakes import CANARY, FakeWorker, FakeWorkers, job, until
+from tests.support import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -225,10 +227,10 @@ def test_tails_are_built_when_there_is_no_job() -> None:
         jobs = bench.submit(1)
         await turns()
         assert bench.workers[0].prepared == [tails[0]], "the job runs before the second tail is built"
-        assert not bench.dispatcher.is_prepared
+        assert bench.dispatcher.prepared_workers == 0
         bench.workers[0].finish()
         await turns()
-        assert bench.dispatcher.is_prepared
+        assert bench.dispatcher.prepared_workers == 1
         assert [(label, tail) for label, tail, _ in told] == [("fake-0", tails[0]), ("fake-0", tails[1])]
         assert jobs[0].outcome.done()
 
@@ -325,6 +327,107 @@ def test_a_job_does_not_wait_for_a_quick_worker_that_is_late() -> None:
     run(test())
 
 
+def test_seats_are_added_and_given_up_and_nothing_is_lost() -> None:
+    async def test() -> None:
+        factory = FakeWorkers(hosts=("slow", "quick", "fresh"))
+        scheduler = Scheduler(factory, seats=1, queue_limit=8, preparations=(CANARY,))
+        await scheduler.start()
+        scheduler.resize(3)
+        await until(lambda: scheduler.live_workers == 3)
+        for _ in range(3):
+            scheduler.hosts["slow"].slow_down.record(1.0, 3.0)
+        running = [asyncio.create_task(scheduler.run(job(number), lambda _: 0.1)) for number in range(3)]
+        await until(lambda: scheduler.running == 3)
+        scheduler.resize(2)
+        slow = next(worker for worker in factory.made if worker.host == "slow")
+        waiting = asyncio.create_task(scheduler.run(job(3), lambda _: 0.1))
+        await turns()
+        assert not slow.is_closed, "it ends what it does"
+        slow.finish()
+        await until(lambda: slow.is_closed)
+        assert scheduler.live_workers == 2
+        assert scheduler.queue_length == 1, "and gets nothing more"
+        for worker in factory.made:
+            while worker.running:
+                worker.finish()
+                await turns()
+        assert {bytes((await each).outcome.tensors) for each in (*running, waiting)} == {bytes([n]) for n in range(4)}
+        scheduler.resize(0)
+        await until(lambda: scheduler.live_workers == 0)
+        assert all(worker.is_closed for worker in factory.made)
+        scheduler.resize(1)
+        await until(lambda: scheduler.live_workers == 1)
+        await scheduler.close()
+        assert len(factory.made) == 4
+        assert factory.made[3].is_closed
+
+    run(test())
+
+
+def test_a_worker_whose_machine_is_taken_away_is_replaced_when_it_has_done_what_it_had() -> None:
+    async def test() -> None:
+        factory, restarts = FakeWorkers(), []
+        scheduler = Scheduler(
+            factory, seats=1, queue_limit=8, preparations=(CANARY,), on_restart=lambda: restarts.append(1)
+        )
+        await scheduler.start()
+        first, second = (asyncio.create_task(scheduler.run(job(number), lambda _: 0.1)) for number in (1, 2))
+        await turns()
+        factory.made[0].leaving.set_result(None)
+        await turns()
+        factory.made[0].finish()
+        assert (await first).outcome.tensors == b"\x01"
+        await until(lambda: len(factory.made) == 2 and bool(factory.made[1].running))
+        factory.made[1].finish()
+        assert (await second).outcome.tensors == b"\x02"
+        assert restarts == [], "nothing has failed"
+        await scheduler.close()
+
+    run(test())
+
+
+def test_a_scheduler_may_be_ready_with_the_first_worker_whenever_it_comes() -> None:
+    async def test() -> None:
+        arrived = asyncio.Event()
+
+        class Late(FakeWorkers):
+            async def start(self, seat: int) -> FakeWorker:
+                if not arrived.is_set() and seat == 0:
+                    raise OSError("no machine yet")
+                await arrived.wait()
+                return await super().start(seat)
+
+        factory = Late()
+        scheduler = Scheduler(factory, seats=2, queue_limit=8, preparations=(CANARY,), waits_for_all=False)
+        starting = asyncio.create_task(scheduler.start())
+        await turns()
+        assert not starting.done()
+        scheduler.resize(1)  # the seat whose worker is awaited is given up
+        arrived.set()
+        await starting
+        assert scheduler.live_workers == 1
+        await scheduler.close()
+
+    run(test())
+
+
+# How many workers.
+
+
+def test_more_workers_are_wanted_at_once_and_fewer_after_a_while() -> None:
+    clock = Clock()
+    staffing = Staffing(1, 4, 60.0, clock)
+    assert staffing.wanted(0.0, 0.0) == 1
+    assert staffing.wanted(1.0, 0.0) == 2, "one that is always busy leaves no room"
+    assert staffing.wanted(1.0, 1.5) == 4, "and so do those that wait"
+    assert staffing.wanted(1.0, 100.0) == 4, "never more than allowed"
+    clock.now += 59.0
+    assert staffing.wanted(0.5, 0.0) == 4
+    clock.now += 2.0
+    assert staffing.wanted(0.5, 0.0) == 1
+    assert staffing.wanted(1.3, 0.0) == 2
+
+
 # The supervisor.
 
 
@@ -333,7 +436,7 @@ def test_a_worker_that_dies_is_replaced_and_counted() -> None:
         bench, factory, restarts = Bench(), FakeWorkers(), []
         prepared = asyncio.Event()
         supervisor = Supervisor(bench.dispatcher, factory, lambda: restarts.append(1))
-        bench.dispatcher.on_change = lambda: prepared.set() if bench.dispatcher.is_prepared else None
+        bench.dispatcher.on_change = lambda: prepared.set() if bench.dispatcher.prepared_workers else None
         await supervisor.start(prepared)
         (waiting,) = bench.submit(1)
         factory.made[0].die()

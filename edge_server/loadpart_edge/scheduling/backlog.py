@@ -72,11 +72,16 @@ class Backlog:
         return self._lately.mean
 
     @property
+    def occupancy(self) -> float:
+        """Share of the workers that run jobs, mean over some seconds."""
+        return self._occupancy.mean
+
+    @property
     def externality_seconds(self) -> float:
         """Waiting that one more job would cause to others.
 
         It delays every job that comes before the queue is next empty: that takes backlog / (1 - occupancy) on average,
         and the share `occupancy` of it goes to others.
         """
-        occupancy = min(self._occupancy.mean, _FULL)
+        occupancy = min(self.occupancy, _FULL)
         return self._longer.mean * occupancy / (1 - occupancy)

@@ -97,9 +97,9 @@ class Dispatcher:
         self.on_dropped: Callable[[], object] = lambda: None
 
     @property
-    def is_prepared(self) -> bool:
-        """Whether every worker is there and has built its tails."""
-        return all(seat.is_prepared for seat in self.seats)
+    def prepared_workers(self) -> int:
+        """Workers that are there and have built their tails."""
+        return sum(seat.is_prepared for seat in self.seats)
 
     @property
     def live_workers(self) -> int:
@@ -110,6 +110,26 @@ class Dispatcher:
     def tails_to_build(self) -> int:
         """Tails that workers have yet to begin to build, those of workers that are being started among them."""
         return sum(len(seat.preparations) for seat in self.seats)
+
+    def add_seat(self) -> Seat:
+        """One more seat, with the smallest number that is free."""
+        taken = {seat.index for seat in self.seats}
+        index = next(index for index in range(len(taken) + 1) if index not in taken)
+        seat = Seat(index, self._preparations)
+        self.seats.append(seat)
+        return seat
+
+    def worth(self, seat: Seat) -> tuple[bool, float, bool]:
+        """What orders seats by what is lost without them: no worker, a slow one, an idle one, one that is at work."""
+        if seat.worker is None:
+            return False, 0.0, False
+        host = self._hosts[seat.worker.host]
+        return True, -host.canary_seconds * host.slow_down.value, not seat.is_idle
+
+    def remove_seat(self, seat: Seat) -> None:
+        """Does without a seat, whose worker has gone."""
+        self.seats.remove(seat)
+        self.on_change()
 
     def has_built(self, tail: Tail) -> bool:
         """Whether some worker has a tail, or will have it without being asked."""
@@ -176,7 +196,7 @@ class Dispatcher:
         self._holds = False
         for seat in self.seats:
             worker = seat.worker
-            if worker is None or seat.is_preparing:
+            if worker is None or seat.is_preparing or seat.is_retiring:
                 continue
             if not seat.running and len(self._builds) and (build := self._builds.take()) is not None:
                 self._build(seat, worker, build)
@@ -251,7 +271,9 @@ class Dispatcher:
             return not any(each.will_have(job.tail) for each in self.seats)
         sooner, end = None, self._seconds(job, host) * _CLEARLY
         for other in self.seats:
-            if other.worker is None or other.worker.host == host or job.tail not in other.built or other.is_preparing:
+            if other.worker is None or other.worker.host == host or job.tail not in other.built:
+                continue
+            if other.is_preparing or other.is_retiring:
                 continue
             free = self._seconds_until_free(other, other.worker) + promised.get(other.index, 0.0)
             there = free + self._seconds(job, other.worker.host)
@@ -368,6 +390,7 @@ class Dispatcher:
             seat.due_at = None
 
     def _release(self, seat: Seat) -> None:
+        seat.released()
         if self._queue or seat.preparations or len(self._builds):
             self.dispatch()
         self.on_change()

@@ -47,6 +47,7 @@ class Scheduler:
         on_prepared: Callable[[Worker, Preparation, Prepared | OffloadError], object] = lambda *_: None,
         on_restart: Callable[[], object] = lambda: None,
         on_dropped: Callable[[], object] = lambda: None,
+        waits_for_all: bool = True,
     ) -> None:
         """Makes a scheduler; `start` starts the workers.
 
@@ -60,7 +61,10 @@ class Scheduler:
                 an error) could not.
             on_restart: Called when a worker died or hung and is replaced.
             on_dropped: Called when a job is dropped because its deadline has passed.
+            waits_for_all: Whether it is ready only with all workers, and does not start if one cannot be started; or
+                with the first one, whenever that comes.
         """
+        self._ready_with = seats if waits_for_all else 1
         self.hosts = Hosts()
         self.backlog = Backlog()
         self.deferred = Deferred()
@@ -74,14 +78,14 @@ class Scheduler:
         self._dispatcher.on_prepared = self._tail_prepared
         self._dispatcher.on_dropped = on_dropped
         self._admission = Admission(self._queue, self._builds, self._dispatcher, self.hosts)
-        self._supervisor = Supervisor(self._dispatcher, factory, on_restart)
+        self._supervisor = Supervisor(self._dispatcher, factory, on_restart, waits_for_all=waits_for_all)
         self._canaries: dict[str, asyncio.Task[None]] = {}
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
         self._is_change_due = False
 
     async def start(self) -> None:
-        """Starts the workers and waits until each has built its tails.
+        """Starts the workers and waits until all have built their tails, or one has; see `waits_for_all`.
 
         Raises:
             InternalError: A worker died.
@@ -179,6 +183,20 @@ class Scheduler:
         for job in [*self._queue.drain(), *self._builds.drain(), *self._dispatcher.running]:
             job.fail(InternalError("the server has shut down"))
 
+    def resize(self, seats: int) -> None:
+        """Has as many workers from now on; those that are too many end what they do first."""
+        self._supervisor.resize(seats)
+
+    @property
+    def busy_workers(self) -> float:
+        """Workers that run jobs, on average over the last seconds."""
+        return self.backlog.occupancy * self._dispatcher.capacity
+
+    @property
+    def waiting_seconds(self) -> float:
+        """Predicted seconds of all jobs that wait, for one worker."""
+        return self._queue.predicted_seconds * self.hosts.slow_down
+
     def kill(self) -> None:
         """Ends the workers at once, whatever they do, also while `close` waits for them."""
         self._supervisor.kill()
@@ -196,7 +214,7 @@ class Scheduler:
 
     def _workers_changed(self) -> None:
         self._idle.set()
-        if not self._prepared.is_set() and self._dispatcher.is_prepared:
+        if not self._prepared.is_set() and self._dispatcher.prepared_workers >= self._ready_with:
             self._prepared.set()
         self._change_soon()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -26,11 +27,17 @@ class Seat:
         preparations: Tails that it has yet to build before it is at full strength.
         built: Tails that it has built.
         due_at: When what it does should long have been done, on the clock `time.perf_counter`; None while it is idle.
+        is_wanted: Whether another worker is to follow the one that is in it.
+        is_retiring: Whether the worker gets nothing more to do.
+        retired: Done when a worker that gets nothing more to do has done what it had.
     """
 
     def __init__(self, index: int, preparations: Sequence[Preparation]) -> None:
         self.index = index
         self.worker: Worker | None = None
+        self.is_wanted = True
+        self.is_retiring = False
+        self.retired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.running: set[QueuedJob] = set()
         self.is_preparing = False
         self.preparations = deque(preparations)
@@ -47,6 +54,16 @@ class Seat:
     def is_prepared(self) -> bool:
         """Whether the worker has built all its tails."""
         return self.worker is not None and not self.preparations and not self.is_preparing
+
+    def retire(self) -> None:
+        """Has the worker end what it does, and nothing more."""
+        self.is_retiring = True
+        self.released()
+
+    def released(self) -> None:
+        """Notes that the worker has finished something."""
+        if self.is_retiring and not self.running and not self.is_preparing and not self.retired.done():
+            self.retired.set_result(None)
 
     def will_have(self, tail: Tail) -> bool:
         """Whether the worker has built a tail, or will without being asked."""
@@ -84,6 +101,7 @@ class Seat:
         self.worker, self.is_preparing, self.due_at = None, False, None
         self.preparations = deque(preparations)
         self.built = set()
+        self.is_retiring, self.retired = False, asyncio.get_running_loop().create_future()
         return jobs
 
 

@@ -118,12 +118,14 @@ class Worker(Protocol):
         host: Name of the machine that it computes on; slow-down and tail times are kept by host.
         capacity: How many jobs it takes at once.
         lost: Done when the worker is gone; jobs that it had are not answered any more.
+        leaving: Done when its machine is to be taken away soon, so that it is to get nothing more to do.
         label: What logs and metrics call it.
     """
 
     host: str
     capacity: int
     lost: asyncio.Future[None]
+    leaving: asyncio.Future[None]
     label: str
 
     def run(self, job: Job, on_outcome: OnOutcome) -> None:

@@ -55,6 +55,7 @@ class WorkerProcess:
         seat: int,
     ) -> None:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # this machine stays
         self.label = str(seat)
         self._process = process
         self._socket = connection
