@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing LoADPart and what it needs into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[server,mindspore,onnxruntime,openvino,trained]" --group test --group lint --group proto --group demo
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e ".[server,cluster,mindspore,onnxruntime,openvino,trained]" --group test --group lint --group proto --group demo
 	@touch $@
 
 .PHONY: setup
@@ -33,6 +33,10 @@ test: setup  ## run the fast tests (two minutes)
 .PHONY: test-slow
 test-slow: setup  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -n 0 -m slow --timeout 1800
+
+.PHONY: test-fleet
+test-fleet: setup  ## run the tests with a Ray cluster on this machine (a minute)
+	@$(BIN)/python -m pytest -n 0 -m fleet
 
 .PHONY: lint
 lint: setup  ## check style, types, protos, generated code and the import rule

@@ -70,6 +70,20 @@ def serve(
         bool | None, typer.Option("--open-health", help="Answer health checks of clients without credentials.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; each holds all models.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Ray cluster to run the workers on: HOST:PORT, or auto for an own one.")
+    ] = None,
+    workers_min: Annotated[int | None, typer.Option(help="Workers that there always are on the cluster.")] = None,
+    workers_max: Annotated[
+        int | None,
+        typer.Option(help="Workers while the backlog calls for them; 0: as many as the nodes have room for."),
+    ] = None,
+    workers_down_seconds: Annotated[
+        float | None, typer.Option(help="How long fewer must have been enough before workers are given up.")
+    ] = None,
+    worker_resources: Annotated[
+        str | None, typer.Option(help="What a worker takes of a node, such as CPU=4,GPU=1; loadpart=1 if absent.")
+    ] = None,
     engine: console.EngineName = None,
     precision: console.Precision = None,
     provider: console.Provider = None,

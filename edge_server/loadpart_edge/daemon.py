@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from loadpart_common.errors import SettingsError
 from loadpart_common.metrics_server import MetricsServer
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import is_loopback
@@ -24,6 +25,7 @@ from loadpart_edge.rpc.door import Door
 from loadpart_edge.rpc.health import HealthService
 from loadpart_edge.rpc.service import OffloadService
 from loadpart_edge.scheduling.scheduler import Scheduler
+from loadpart_edge.scheduling.staffing import Staffing
 from loadpart_edge.scheduling.status import StatusBoard
 from loadpart_edge.served_models import ServedModels
 from loadpart_edge.workers.base import Prepared
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
     from loadpart_common.errors import OffloadError
     from loadpart_common.wire.endpoint import Endpoint
     from loadpart_edge.settings import Settings
-    from loadpart_edge.workers.base import Preparation, Worker
+    from loadpart_edge.workers.base import Preparation, Worker, WorkerFactory
+    from loadpart_edge.workers.cluster.factory import ClusterWorkers
 
 _GRACE_SECONDS = 1.0
+_STAFFING_SECONDS = 0.25
 _STORE_SECONDS = 5.0
 """Period in which the store is looked at for files that were changed."""
 
@@ -91,11 +95,25 @@ class Daemon:
             SettingsError: An address cannot be bound, or a certificate not be read.
             OffloadError: The workers cannot start.
         """
-        settings = self._settings
         stop, stop_now = asyncio.Event(), asyncio.Event()
         self._listen_to_signals(stop, stop_now)
         _allow_many_connections()
-        scheduler = self._make_scheduler()
+        if self._settings.cluster is None:
+            await self._serve(stop, stop_now, self._local_workers(), None)
+            return
+        cluster = self._cluster_workers(self._settings.cluster)
+        await cluster.connect()
+        self._listen_to_signals(stop, stop_now)  # once more: Ray has put handlers of its own in their places
+        try:
+            await self._serve(stop, stop_now, cluster, cluster)
+        finally:
+            await cluster.close()
+
+    async def _serve(
+        self, stop: asyncio.Event, stop_now: asyncio.Event, workers: WorkerFactory, cluster: ClusterWorkers | None
+    ) -> None:
+        settings = self._settings
+        scheduler = self._make_scheduler(workers, is_clustered=cluster is not None)
         board = StatusBoard(scheduler, settings.status_period_seconds, lambda: self._models.version)
         door = Door(
             self._guard,
@@ -117,7 +135,9 @@ class Daemon:
             self._warn_of_openness(endpoint, metrics_address)
             await server.start()
             board.start()
-            watching = asyncio.create_task(self._watch(health, service, scheduler, board))
+            watching = [asyncio.create_task(self._watch(health, service, scheduler, board))]
+            if cluster is not None:
+                watching.append(asyncio.create_task(self._staff(scheduler, cluster)))
             try:
                 if await _unless(stop, scheduler.start()):
                     gc.freeze()  # modules and graphs live as long as the process; collections skip them now
@@ -135,8 +155,9 @@ class Daemon:
                     scheduler.kill()
             finally:
                 hurrying = asyncio.create_task(_after(stop_now, scheduler.kill))
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                for task in watching:
+                    task.cancel()
+                await asyncio.gather(*watching, return_exceptions=True)
                 await board.close()
                 await server.stop(0 if stop_now.is_set() else _GRACE_SECONDS)
                 await scheduler.close()
@@ -182,10 +203,21 @@ class Daemon:
             if settings.tls_client_ca is None and settings.clients is None:
                 log.warning("%s asks nobody for a credential: whoever can reach it can use it", endpoint)
 
-    def _make_scheduler(self) -> Scheduler:
-        settings, preparations = self._settings, self._models.preparations()
-        self._to_build = len(preparations) * settings.workers
-        workers = LocalWorkers(
+    async def _staff(self, scheduler: Scheduler, cluster: ClusterWorkers) -> None:
+        """Has as many workers on the cluster as the backlog calls for, or as there is room for."""
+        settings = self._settings
+        staffing = Staffing(settings.workers_min, settings.workers_max, settings.workers_down_seconds)
+        while True:
+            if settings.workers_max:
+                wanted = staffing.wanted(scheduler.busy_workers, scheduler.waiting_seconds)
+            else:
+                wanted = max(cluster.slots, settings.workers_min)
+            scheduler.resize(wanted)
+            await asyncio.sleep(_STAFFING_SECONDS)
+
+    def _local_workers(self) -> WorkerFactory:
+        settings = self._settings
+        return LocalWorkers(
             self._models.with_digest,
             workers=settings.workers,
             threads=settings.worker_threads,
@@ -193,9 +225,31 @@ class Daemon:
             segment_memory_bytes=settings.segment_memory_bytes,
             log_level=settings.log_level,
         )
+
+    def _cluster_workers(self, address: str) -> ClusterWorkers:
+        try:
+            from loadpart_edge.workers.cluster.factory import ClusterWorkers
+        except ModuleNotFoundError as error:
+            raise SettingsError("cluster: expected Ray to be installed: pip install 'loadpart[cluster]'") from error
+        settings = self._settings
+        return ClusterWorkers(
+            address,
+            self._models.with_digest,
+            resources=settings.worker_resources,
+            threads=settings.threads,
+            max_message_bytes=settings.max_message_bytes,
+            segment_memory_bytes=settings.segment_memory_bytes,
+            log_level=settings.log_level,
+        )
+
+    def _make_scheduler(self, workers: WorkerFactory, *, is_clustered: bool) -> Scheduler:
+        settings, preparations = self._settings, self._models.preparations()
+        seats = settings.workers_min if is_clustered else settings.workers
+        self._to_build = len(preparations) * seats
         return Scheduler(
             workers,
-            seats=settings.workers,
+            seats=seats,
+            waits_for_all=not is_clustered,
             queue_limit=settings.queue_limit,
             preparations=preparations,
             canary=self._models.canary(),
@@ -209,7 +263,7 @@ class Daemon:
             self._models.prepared(worker.host, preparation, answer.seconds)
             self._metrics.worker_memory.labels(worker.label).set(answer.resident_bytes)
         self._built += 1
-        self._on_progress(self._built, self._to_build)
+        self._on_progress(min(self._built, self._to_build), self._to_build)
 
     def _ready_line(self, endpoint: Endpoint, metrics_address: str | None) -> str:
         scheme = "https" if self._settings.metrics_tls else "http"

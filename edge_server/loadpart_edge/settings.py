@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -41,6 +42,25 @@ def _address(value: object) -> object:
 def _names(value: object) -> object:
     """Splits a comma-separated list."""
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+def _resources(value: object) -> object:
+    """Splits NAME=AMOUNT,NAME=AMOUNT."""
+    names = _names(value)
+    if not isinstance(names, tuple):
+        return names
+    resources = {}
+    for each in names:
+        name, _, amount = each.partition("=")
+        try:
+            resources[name] = float(amount)
+        except ValueError:
+            resources[name] = 0.0
+        if not (name and 0 < resources[name] < math.inf):
+            raise ValueError(f"expected NAME=AMOUNT, such as CPU=4, with an amount above 0; got {each!r}")
+    if not resources:
+        raise ValueError("expected at least one NAME=AMOUNT, such as loadpart=1")
+    return resources
 
 
 def _codecs(value: object) -> object:
@@ -106,6 +126,26 @@ class Settings(BaseSettings):
         le=256,
         description="worker processes; each holds all models",
     )
+    cluster: str | None = Field(
+        None,
+        description="Ray cluster whose nodes the workers are on: HOST:PORT, or auto for an own one on this machine; "
+        "none: workers are processes of this machine",
+    )
+    workers_min: int = Field(1, ge=1, le=256, description="workers that there always are to be on a cluster")
+    workers_max: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="workers that there may be on a cluster while the backlog calls for them; 0: as many as the nodes "
+        "have room for, whatever the backlog",
+    )
+    workers_down_seconds: float = Field(
+        60.0, gt=0, description="how long fewer workers must have been enough before some are given up"
+    )
+    worker_resources: Annotated[dict[str, float], NoDecode, BeforeValidator(_resources)] = Field(
+        default_factory=lambda: {"loadpart": 1.0},
+        description="what a worker takes of a node of the cluster, such as CPU=4,GPU=1; default: loadpart=1",
+    )
     engine: str = Field(
         DEFAULT,
         description="engine that runs tails; default: MindSpore where it is installed; auto: the fastest, as measured",
@@ -142,6 +182,10 @@ class Settings(BaseSettings):
             raise ValueError("tls_certificate, tls_key: expected both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca: expected tls_certificate and tls_key with it")
+        if self.cluster not in (None, "auto") and not is_address(str(self.cluster)):
+            raise ValueError(f"cluster: expected {ADDRESS}, or auto; got {self.cluster!r}")
+        if 0 < self.workers_max < self.workers_min:
+            raise ValueError(f"workers_max: expected workers_min ({self.workers_min}) or more, got {self.workers_max}")
         if self.insecure:
             return self
         if not is_loopback(self.listen.target) and not (self.tls and (self.tls_client_ca or self.clients)):

@@ -1,0 +1,178 @@
+"""The end of a cluster worker that is on the node: an actor with a worker process of its own.
+
+The process is the same as a local worker, confined likewise: it computes on what strangers sent and has no way into the
+cluster. The actor only hands over, and is what Ray places, watches and moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import ray
+
+from loadpart_common.engines.base import EngineSetup
+from loadpart_common.engines.registry import ENGINES
+from loadpart_common.errors import OffloadError
+from loadpart_common.logs import log_to_stderr
+from loadpart_common.machine import usable_cores
+from loadpart_edge.workers.cluster.node_store import NodeStore
+from loadpart_edge.workers.local.messages import Failed
+from loadpart_edge.workers.local.process import LocalWorkers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadpart_common.store.model_store import StoredModel
+    from loadpart_edge.workers.base import Job, Outcome, Preparation, Prepared
+    from loadpart_edge.workers.cluster.node_store import Incoming
+    from loadpart_edge.workers.local.process import WorkerProcess
+
+_Answer = TypeVar("_Answer")
+
+
+class Place(NamedTuple):
+    """Where an agent is.
+
+    Attributes:
+        address: Address of the node.
+        node: Ray's id of it.
+        version: Version of this software there.
+    """
+
+    address: str
+    node: str
+    version: str
+
+
+class Orders(NamedTuple):
+    """How an agent runs its worker process.
+
+    Attributes:
+        number: Of the agent among those on its node.
+        threads: Threads of the process; 0 for as many as the node has cores.
+        max_message_bytes: Largest message.
+        segment_memory_bytes: Bound on the memory of compiled tails, weights left out.
+        log_level: Level of its log.
+    """
+
+    number: int
+    threads: int
+    max_message_bytes: int
+    segment_memory_bytes: int
+    log_level: str
+
+
+class ModelFile(NamedTuple):
+    """What a node has to know of a model.
+
+    Attributes:
+        digest: SHA-256 of its file, in hexadecimal.
+        format: Format of the file.
+        engine: Name of the engine that runs it.
+        precision: How the engine computes.
+        provider: What the engine computes on.
+    """
+
+    digest: str
+    format: str
+    engine: str
+    precision: str
+    provider: str
+
+
+class NodeModel(NamedTuple):
+    """A model on the node, as its worker process asks for it; see `workers.base.RunnableModel`."""
+
+    stored: StoredModel
+    setup: EngineSetup
+
+
+class Agent:
+    """What the daemon calls; it sends one job at a time, and may cancel that one meanwhile."""
+
+    def __init__(self) -> None:
+        os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, by the actor's share of processors; the process has its own
+        self._store = NodeStore()
+        self._models: dict[str, NodeModel] = {}
+        self._incoming: dict[str, Incoming] = {}
+        self._worker: WorkerProcess | None = None
+        self._job: Job | None = None
+
+    async def place(self) -> Place:
+        """Where it is."""
+        address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        return Place(address, ray.get_runtime_context().get_node_id(), version("loadpart"))
+
+    async def start(self, orders: Orders) -> None:
+        """Starts the worker process."""
+        log_to_stderr(orders.log_level, "agent[%(process)d]")
+        workers = LocalWorkers(
+            self._models.__getitem__,
+            workers=1,
+            threads=orders.threads or usable_cores(),
+            max_message_bytes=orders.max_message_bytes,
+            segment_memory_bytes=orders.segment_memory_bytes,
+            log_level=orders.log_level,
+        )
+        self._worker = await workers.start(orders.number)
+
+    async def has(self, model: ModelFile) -> bool:
+        """Whether the node has the file of a model; if so, jobs for it may come."""
+        stored = await asyncio.to_thread(self._store.find, model.digest)
+        if stored is None:
+            return False
+        setup = EngineSetup(ENGINES[model.engine], 1, model.precision, model.provider)
+        self._models[model.digest] = NodeModel(stored, setup)
+        return True
+
+    async def receive(self, model: ModelFile, piece: bytes) -> Failed | None:
+        """Takes in the next piece of a model's file; an empty one is the end."""
+        try:
+            if model.digest not in self._incoming:
+                self._incoming[model.digest] = self._store.receive(model.digest, model.format)
+            if piece:
+                self._incoming[model.digest].write(piece)
+            else:
+                await asyncio.to_thread(self._incoming.pop(model.digest).finish)
+        except OffloadError as error:
+            return Failed(error.code, str(error))
+        return None
+
+    async def prepare(self, preparation: Preparation) -> Prepared | Failed:
+        """Builds and times a tail."""
+        return await self._ask(lambda worker, answer: worker.prepare(preparation, answer))
+
+    async def run(self, job: Job) -> Outcome | Failed:
+        """Runs a job."""
+        self._job = job
+        return await self._ask(lambda worker, answer: worker.run(job, answer))
+
+    async def cancel(self) -> None:
+        """Tells that the outcome of the job is not wanted any more."""
+        if self._worker is not None and self._job is not None:
+            self._worker.cancel(self._job)
+
+    async def lost(self) -> None:
+        """Answers when the worker process is gone."""
+        assert self._worker is not None
+        await asyncio.shield(self._worker.lost)
+
+    async def close(self) -> None:
+        """Ends the worker process when it has done what it does."""
+        if self._worker is not None:
+            await self._worker.close()
+
+    async def _ask(
+        self, send: Callable[[WorkerProcess, Callable[[_Answer | OffloadError], None]], None]
+    ) -> _Answer | Failed:
+        assert self._worker is not None
+        answered: asyncio.Future[_Answer | OffloadError] = asyncio.get_running_loop().create_future()
+        try:
+            send(self._worker, answered.set_result)
+        except OffloadError as error:
+            return Failed(error.code, str(error))
+        answer = await answered  # without end if the process is lost: then the daemon hears of that, and ends the actor
+        return Failed(answer.code, str(answer)) if isinstance(answer, OffloadError) else answer

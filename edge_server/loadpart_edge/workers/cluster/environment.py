@@ -1,0 +1,31 @@
+"""What Ray is told through the environment, before it is imported and before a node starts.
+
+Nodes that are started by hand should have the same settings; docs/scaling.md lists them.
+"""
+
+from __future__ import annotations
+
+import os
+
+SETTINGS = {
+    # An argument goes with the call up to so many bytes; beyond, it takes the way through the object store, which costs
+    # 4 ms. It is 100 kB by default, and an image has 150.
+    "RAY_max_direct_call_object_size": "4000000",
+    # Workers run as the daemon does. Ray runs them at 15 by default, which leaves them little beside other processes.
+    "RAY_worker_niceness": "0",
+    # A node that does not answer for two seconds is lost; by default that takes 66.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
+    # Who misses the cluster's control service for longer ends itself, the daemon among them.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def prepare() -> None:
+    """Sets what is not set yet."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)

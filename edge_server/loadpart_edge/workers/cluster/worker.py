@@ -1,0 +1,177 @@
+"""A worker on a node of the cluster, as the daemon sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from loadpart_common.errors import InternalError, OffloadError
+from loadpart_edge.workers.cluster.agent import ModelFile
+from loadpart_edge.workers.local.messages import Failed
+
+if TYPE_CHECKING:
+    import concurrent.futures
+    from collections.abc import Callable
+
+    from loadpart_common.wire.framing import EncodedTensor
+    from loadpart_edge.workers.base import Job, OnOutcome, OnPrepared, Preparation, RunnableModel
+    from loadpart_edge.workers.cluster.agent import Place
+
+_PIECE_BYTES = 2 << 20
+_END_SECONDS = 6.0  # more than the agent takes to end its process
+
+log = logging.getLogger(__name__)
+
+
+class Files:
+    """Brings model files to nodes: each to each node once, however many workers want it at a time."""
+
+    def __init__(self, find_model: Callable[[str], RunnableModel]) -> None:
+        """Makes one.
+
+        Args:
+            find_model: Gives the model with a digest.
+        """
+        self._find_model = find_model
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+
+    async def bring(self, digest: str, agent: Any, node: str) -> None:  # a handle of Ray's
+        """Sees to it that a node has a model's file, and the agent knows it.
+
+        Raises:
+            OffloadError: The file has been changed since it was opened, or the node cannot keep it.
+        """
+        stored, setup = (found := self._find_model(digest)).stored, found.setup
+        model = ModelFile(digest, stored.manifest.format, setup.engine.name, setup.precision, setup.provider)
+        async with self._locks.setdefault((node, digest), asyncio.Lock()):
+            if await agent.has.remote(model):
+                return
+            log.info("model %s goes to node %s: %.1f MB", stored.manifest.name, node, stored.manifest.file_bytes / 1e6)
+            with await asyncio.to_thread(stored.path.open, "rb") as file:
+                piece = b"-"
+                while piece:
+                    piece = await asyncio.to_thread(file.read, _PIECE_BYTES)
+                    failed = await agent.receive.remote(model, piece)
+                    if failed is not None:
+                        raise failed.error
+            if not await agent.has.remote(model):
+                raise InternalError(
+                    f"model {stored.manifest.name!r} has come to node {node}, but cannot be opened there"
+                )
+
+
+class ClusterWorker:
+    """An agent and the worker process behind it; see `workers.base.Worker`."""
+
+    capacity = 1
+
+    def __init__(
+        self,
+        agent: Any,  # a handle of Ray's
+        seat: int,
+        place: Place,
+        files: Files,
+        on_end: Callable[[ClusterWorker], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        self.leaving: asyncio.Future[None] = self._loop.create_future()
+        self.host, self.label, self.place = place.address, str(seat), place
+        self._agent = agent
+        self._files = files
+        self._there: set[str] = set()  # digests of the models that the agent knows
+        self._on_end = on_end
+        self._bringing: set[asyncio.Task[None]] = set()
+        self._send(agent.lost.remote(), lambda _: self._lose())
+
+    def run(self, job: Job, on_outcome: OnOutcome) -> None:
+        """See `Worker.run`."""
+        sent = job._replace(tensors=tuple(map(_picklable, job.tensors)))
+        self._ask(job.digest, lambda: self._agent.run.remote(sent), on_outcome)
+
+    def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
+        """See `Worker.prepare`."""
+        self._ask(preparation.digest, lambda: self._agent.prepare.remote(preparation), on_prepared)
+
+    def cancel(self, job: Job) -> None:  # noqa: ARG002  # it has one at a time
+        """See `Worker.cancel`."""
+        self._agent.cancel.remote()
+
+    def starved_seconds(self) -> float:
+        """See `Worker.starved_seconds`: the daemon does not see the node's cores."""
+        return 0.0
+
+    def kill(self) -> None:
+        """See `Worker.kill`; a node that hangs need not answer."""
+        self._lose()
+
+    async def close(self) -> None:
+        """Ends the process, and then the actor."""
+        for task in self._bringing:
+            task.cancel()
+        if not self.lost.done():
+            with contextlib.suppress(TimeoutError, RayActorError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._agent.close.remote()
+        # Ray's control service may be away, and then this waits for it.
+        await asyncio.to_thread(ray.kill, self._agent)
+        self._on_end(self)
+
+    def _ask(self, digest: str, call: Callable[[], Any], on_answer: Callable[[Any], None]) -> None:
+        """Has the agent do something for a model, whose file goes ahead if it does not know it yet."""
+        if digest in self._there:
+            self._send(call(), on_answer)
+            return
+        task = self._loop.create_task(self._bring_and_ask(digest, call, on_answer))
+        self._bringing.add(task)
+        task.add_done_callback(self._bringing.discard)
+
+    async def _bring_and_ask(self, digest: str, call: Callable[[], Any], on_answer: Callable[[Any], None]) -> None:
+        try:
+            await self._files.bring(digest, self._agent, self.place.node)
+        except RayActorError:
+            self._lose()
+        except OffloadError as error:
+            on_answer(error)
+        except Exception:
+            log.exception("a model does not come to node %s", self.place.node)
+            on_answer(InternalError("a model could not be brought to a node; the server's log has the details"))
+        else:
+            self._there.add(digest)
+            self._send(call(), on_answer)
+
+    def _send(self, reference: Any, on_answer: Callable[[Any], None]) -> None:  # Ray's
+        """Hands out what a call gives, or notes that the worker is lost."""
+
+        def answered(future: concurrent.futures.Future[Any]) -> None:  # on a thread of Ray's
+            with contextlib.suppress(RuntimeError):  # the daemon has ended
+                self._loop.call_soon_threadsafe(self._answered, future, on_answer)
+
+        reference.future().add_done_callback(answered)
+
+    def _answered(self, future: concurrent.futures.Future[Any], on_answer: Callable[[Any], None]) -> None:
+        if self.lost.done():
+            return
+        error = future.exception()
+        if error is None:
+            answer = future.result()
+            on_answer(answer.error if isinstance(answer, Failed) else answer)
+        elif isinstance(error, RayActorError):
+            self._lose()
+        else:
+            log.error("worker %s on %s: a call failed", self.label, self.host, exc_info=error)
+            on_answer(InternalError("the job failed inside the server; its log has the details"))
+
+    def _lose(self) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+def _picklable(tensor: EncodedTensor) -> EncodedTensor:
+    """A tensor whose bytes are no view into a request, which cannot be pickled."""
+    return tensor._replace(data=bytes(tensor.data))  # type: ignore[arg-type]  # as good as a view for who reads it
