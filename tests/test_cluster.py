@@ -14,9 +14,11 @@ import psutil
 import pytest
 from benchmarks.daemon import daemon
 
-from loadpart_common.errors import SettingsError
+from loadpart_common.errors import ModelError, SettingsError
+from loadpart_common.store.model_store import ModelStore
 from loadpart_device import OffloadClient
 from loadpart_edge.settings import load_settings
+from loadpart_edge.workers.cluster.node_store import ModelFile, NodeStore
 from tests.support import eventually, inputs_for
 
 if TYPE_CHECKING:
@@ -131,3 +133,25 @@ def test_wrong_settings_of_a_cluster_are_refused(flags: dict[str, object], named
 
 def test_resources_are_read_as_names_and_amounts() -> None:
     assert load_settings({"worker_resources": "CPU=4, GPU=0.5"}).worker_resources == {"CPU": 4.0, "GPU": 0.5}
+
+
+def test_a_node_keeps_only_the_file_that_was_announced(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    stored = ModelStore(store).open("tiny")
+    manifest, data = stored.manifest, stored.path.read_bytes()
+    model = ModelFile(manifest.digest, manifest.format, len(data), "numpy", "exact", "")
+    node = NodeStore()
+    for *pieces, last in ([data[:-1], b""], [data[:-1], b"x", b""], [data, b"x"]):
+        for piece in pieces:
+            node.receive(model, piece)
+        with pytest.raises(ModelError, match=rf"model {manifest.digest[:12]}\.\.\.: expected .* got"):
+            node.receive(model, last)
+        assert node.find(manifest.digest) is None
+    for piece in (*(data[start : start + 100] for start in range(0, len(data), 100)), b""):
+        node.receive(model, piece)
+    found = node.find(manifest.digest)
+    assert found is not None
+    assert found.path.read_bytes() == data
+    assert list(found.path.parent.parent.iterdir()) == [found.path.parent], "nothing is left over"

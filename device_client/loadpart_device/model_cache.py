@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import queue
 import re
-import shutil
 import threading
 import time
 from dataclasses import replace
@@ -18,7 +16,7 @@ from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError,
 from loadpart_common.files import MOST_MODEL_BYTES, cache_folder
 from loadpart_common.formats.registry import FORMATS
 from loadpart_common.store.manifest import Manifest
-from loadpart_common.store.model_store import ModelStore, StoredModel, check_model
+from loadpart_common.store.model_store import ModelStore, StoredModel
 from loadpart_device.edges.connection import model_info
 
 if TYPE_CHECKING:
@@ -86,30 +84,17 @@ class ModelCache:
         pieces = connection.get_model(name).pieces(_PATIENCE_SECONDS)
         manifest = _manifest(pieces, name, info, connection.endpoint)
         folder = f"{name}-{manifest.digest[:_DIGEST_LETTERS]}"
-        digest, received = hashlib.sha256(), 0
+        what, received = f"model {name!r} from {connection.endpoint}", 0
         try:
-            with self._store.adding(folder, manifest.format) as path:
-                if (free := shutil.disk_usage(path.parent).free) < manifest.file_bytes:
-                    raise ModelError(
-                        f"model {name!r} has {manifest.file_bytes} bytes, but {free} are free in {path.parent}"
-                    )
-                with path.open("wb") as file:
-                    for piece in pieces:
-                        received += len(piece.chunk)
-                        if received > manifest.file_bytes or not piece.chunk:
-                            raise ModelError(
-                                f"model {name!r} from {connection.endpoint}: expected {manifest.file_bytes} bytes, "
-                                "got more, or an empty piece"
-                            )
-                        file.write(piece.chunk)
-                        digest.update(piece.chunk)
-                        on_progress(received, manifest.file_bytes)
-                if digest.hexdigest() != manifest.digest:
-                    raise ModelError(
-                        f"model {name!r} from {connection.endpoint}: expected digest {manifest.digest[:12]}..., "
-                        f"got {digest.hexdigest()[:12]}... ({received} of {manifest.file_bytes} bytes)"
-                    )
-                check_model(path, manifest.format)
+            with self._store.receiving(
+                folder, manifest.format, digest=manifest.digest, nbytes=manifest.file_bytes, what=what
+            ) as take:
+                for piece in pieces:
+                    if not piece.chunk:
+                        raise ModelError(f"{what}: expected {manifest.file_bytes} bytes, got an empty piece")
+                    take(piece.chunk)
+                    received += len(piece.chunk)
+                    on_progress(received, manifest.file_bytes)
             self._store.describe(folder, name, manifest.labels)
         except OSError as error:
             raise ModelError(f"model {name!r} cannot be kept in {self._store.folder}: {error}") from error

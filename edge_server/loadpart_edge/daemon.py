@@ -28,7 +28,7 @@ from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.staffing import Staffing
 from loadpart_edge.scheduling.status import StatusBoard
 from loadpart_edge.served_models import ServedModels
-from loadpart_edge.workers.base import Prepared
+from loadpart_edge.workers.base import Prepared, WorkerOptions
 from loadpart_edge.workers.local.process import LocalWorkers
 
 if TYPE_CHECKING:
@@ -136,10 +136,10 @@ class Daemon:
             await server.start()
             board.start()
             watching = [asyncio.create_task(self._watch(health, service, scheduler, board))]
-            if cluster is not None:
-                watching.append(asyncio.create_task(self._staff(scheduler, cluster)))
             try:
                 if await _unless(stop, scheduler.start()):
+                    if cluster is not None:
+                        watching.append(asyncio.create_task(self._staff(scheduler, cluster)))
                     gc.freeze()  # modules and graphs live as long as the process; collections skip them now
                     service.ready = True
                     health.set_all(True)
@@ -216,31 +216,20 @@ class Daemon:
             await asyncio.sleep(_STAFFING_SECONDS)
 
     def _local_workers(self) -> WorkerFactory:
-        settings = self._settings
-        return LocalWorkers(
-            self._models.with_digest,
-            workers=settings.workers,
-            threads=settings.worker_threads,
-            max_message_bytes=settings.max_message_bytes,
-            segment_memory_bytes=settings.segment_memory_bytes,
-            log_level=settings.log_level,
-        )
+        options = self._worker_options(self._settings.worker_threads)
+        return LocalWorkers(self._models.with_digest, options, workers=self._settings.workers)
 
     def _cluster_workers(self, address: str) -> ClusterWorkers:
         try:
             from loadpart_edge.workers.cluster.factory import ClusterWorkers
         except ModuleNotFoundError as error:
             raise SettingsError("cluster: expected Ray to be installed: pip install 'loadpart[cluster]'") from error
+        options = self._worker_options(self._settings.threads)
+        return ClusterWorkers(address, self._models.with_digest, options, resources=self._settings.worker_resources)
+
+    def _worker_options(self, threads: int) -> WorkerOptions:
         settings = self._settings
-        return ClusterWorkers(
-            address,
-            self._models.with_digest,
-            resources=settings.worker_resources,
-            threads=settings.threads,
-            max_message_bytes=settings.max_message_bytes,
-            segment_memory_bytes=settings.segment_memory_bytes,
-            log_level=settings.log_level,
-        )
+        return WorkerOptions(threads, settings.max_message_bytes, settings.segment_memory_bytes, settings.log_level)
 
     def _make_scheduler(self, workers: WorkerFactory, *, is_clustered: bool) -> Scheduler:
         settings, preparations = self._settings, self._models.preparations()

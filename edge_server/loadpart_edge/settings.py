@@ -25,6 +25,7 @@ from loadpart_common.planning.plan import DEFAULT_CODEC
 from loadpart_common.wire.credentials import ServerTls
 from loadpart_common.wire.endpoint import ADDRESS, Endpoint, is_address, is_loopback
 from loadpart_common.wire.limits import DEFAULT_MAX_MESSAGE_BYTES
+from loadpart_edge.workers.cluster.environment import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,8 +183,8 @@ class Settings(BaseSettings):
             raise ValueError("tls_certificate, tls_key: expected both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca: expected tls_certificate and tls_key with it")
-        if self.cluster not in (None, "auto") and not is_address(str(self.cluster)):
-            raise ValueError(f"cluster: expected {ADDRESS}, or auto; got {self.cluster!r}")
+        if self.cluster not in (None, OWN) and not is_address(str(self.cluster)):
+            raise ValueError(f"cluster: expected {ADDRESS}, or {OWN}; got {self.cluster!r}")
         if 0 < self.workers_max < self.workers_min:
             raise ValueError(f"workers_max: expected workers_min ({self.workers_min}) or more, got {self.workers_max}")
         if self.insecure:

@@ -6,7 +6,9 @@ The device's cache has the same form.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from loadpart_common.formats.registry import FORMATS, format_of
 from loadpart_common.store.manifest import MOST_BYTES, Manifest, outdated_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from loadpart_common.files import FileState
     from loadpart_common.formats.base import OpenModel
@@ -127,6 +129,44 @@ class ModelStore:
                 if old.name != path.name:
                     old.unlink()
             path.replace(target / path.name)
+
+    @contextlib.contextmanager
+    def receiving(
+        self, name: str, model_format: str, *, digest: str, nbytes: int, what: str
+    ) -> Iterator[Callable[[bytes], None]]:
+        """A function that takes the pieces of a model file; it becomes the model of that name when the block ends.
+
+        Args:
+            name: Name of the model.
+            model_format: Format of the file.
+            digest: SHA-256 that the file must have, in hexadecimal.
+            nbytes: Bytes that it may have.
+            what: What errors call it.
+
+        Raises:
+            ModelError: It is not that file, or cannot be a model; nothing is kept. The function raises it, too.
+        """
+        received, hashed = 0, hashlib.sha256()
+        with self.adding(name, model_format) as path:
+            if (free := shutil.disk_usage(path.parent).free) < nbytes:
+                raise ModelError(f"{what} has {nbytes} bytes, but {free} are free in {path.parent}")
+            with path.open("wb") as file:
+
+                def take(piece: bytes) -> None:
+                    nonlocal received
+                    received += len(piece)
+                    if received > nbytes:
+                        raise ModelError(f"{what}: expected {nbytes} bytes, got more")
+                    file.write(piece)
+                    hashed.update(piece)
+
+                yield take
+            if hashed.hexdigest() != digest:
+                raise ModelError(
+                    f"{what}: expected digest {digest[:12]}..., got {hashed.hexdigest()[:12]}... "
+                    f"({received} of {nbytes} bytes)"
+                )
+            check_model(path, model_format)
 
     def _model_files(self, folder: Path) -> list[tuple[Path, str]]:
         """The model files in a folder, and their formats; a folder that is a link out of the store has none."""

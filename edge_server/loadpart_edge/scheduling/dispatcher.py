@@ -269,19 +269,21 @@ class Dispatcher:
         """
         if job.tail not in seat.built:
             return not any(each.will_have(job.tail) for each in self.seats)
-        sooner, end = None, self._seconds(job, host) * _CLEARLY
+        rivals = []
         for other in self.seats:
-            if other.worker is None or other.worker.host == host or job.tail not in other.built:
+            worker = other.worker
+            if worker is None or worker.host == host or job.tail not in other.built:
                 continue
-            if other.is_preparing or other.is_retiring:
-                continue
-            free = self._seconds_until_free(other, other.worker) + promised.get(other.index, 0.0)
-            there = free + self._seconds(job, other.worker.host)
-            if there < end:
-                sooner, end = other, there
-        if sooner is None or sooner.worker is None:
+            if not other.is_preparing and not other.is_retiring:
+                seconds = self._seconds(job, worker.host)
+                free = self._seconds_until_free(other, worker) + promised.get(other.index, 0.0)
+                rivals.append((free + seconds, seconds, other.index))
+        if not rivals:
             return True
-        promised[sooner.index] = promised.get(sooner.index, 0.0) + self._seconds(job, sooner.worker.host)
+        end, seconds, index = min(rivals)
+        if end >= self._seconds(job, host) * _CLEARLY:
+            return True
+        promised[index] = promised.get(index, 0.0) + seconds
         self._holds = True
         return False
 

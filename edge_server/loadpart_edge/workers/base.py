@@ -92,6 +92,22 @@ class Prepared(NamedTuple):
     dropped: Dropped = ()
 
 
+class WorkerOptions(NamedTuple):
+    """How a worker computes, and what it may take.
+
+    Attributes:
+        threads: Threads of a worker.
+        max_message_bytes: Largest message, and so the most that the tensors of a job take.
+        segment_memory_bytes: Bound on the memory of a worker's compiled tails, weights left out.
+        log_level: Level of a worker's log.
+    """
+
+    threads: int
+    max_message_bytes: int
+    segment_memory_bytes: int
+    log_level: str
+
+
 OnOutcome: TypeAlias = "Callable[[Outcome | OffloadError], None]"
 OnPrepared: TypeAlias = "Callable[[Prepared | OffloadError], None]"
 

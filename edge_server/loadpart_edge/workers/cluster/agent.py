@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadpart_common.store.model_store import StoredModel
-    from loadpart_edge.workers.base import Job, Outcome, Preparation, Prepared
-    from loadpart_edge.workers.cluster.node_store import Incoming
+    from loadpart_edge.workers.base import Job, Outcome, Preparation, Prepared, WorkerOptions
+    from loadpart_edge.workers.cluster.node_store import ModelFile
     from loadpart_edge.workers.local.process import WorkerProcess
 
 _Answer = TypeVar("_Answer")
@@ -47,42 +47,6 @@ class Place(NamedTuple):
     version: str
 
 
-class Orders(NamedTuple):
-    """How an agent runs its worker process.
-
-    Attributes:
-        number: Of the agent among those on its node.
-        threads: Threads of the process; 0 for as many as the node has cores.
-        max_message_bytes: Largest message.
-        segment_memory_bytes: Bound on the memory of compiled tails, weights left out.
-        log_level: Level of its log.
-    """
-
-    number: int
-    threads: int
-    max_message_bytes: int
-    segment_memory_bytes: int
-    log_level: str
-
-
-class ModelFile(NamedTuple):
-    """What a node has to know of a model.
-
-    Attributes:
-        digest: SHA-256 of its file, in hexadecimal.
-        format: Format of the file.
-        engine: Name of the engine that runs it.
-        precision: How the engine computes.
-        provider: What the engine computes on.
-    """
-
-    digest: str
-    format: str
-    engine: str
-    precision: str
-    provider: str
-
-
 class NodeModel(NamedTuple):
     """A model on the node, as its worker process asks for it; see `workers.base.RunnableModel`."""
 
@@ -97,7 +61,6 @@ class Agent:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, by the actor's share of processors; the process has its own
         self._store = NodeStore()
         self._models: dict[str, NodeModel] = {}
-        self._incoming: dict[str, Incoming] = {}
         self._worker: WorkerProcess | None = None
         self._job: Job | None = None
 
@@ -106,18 +69,16 @@ class Agent:
         address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         return Place(address, ray.get_runtime_context().get_node_id(), version("loadpart"))
 
-    async def start(self, orders: Orders) -> None:
-        """Starts the worker process."""
-        log_to_stderr(orders.log_level, "agent[%(process)d]")
-        workers = LocalWorkers(
-            self._models.__getitem__,
-            workers=1,
-            threads=orders.threads or usable_cores(),
-            max_message_bytes=orders.max_message_bytes,
-            segment_memory_bytes=orders.segment_memory_bytes,
-            log_level=orders.log_level,
-        )
-        self._worker = await workers.start(orders.number)
+    async def start(self, options: WorkerOptions, number: int) -> None:
+        """Starts the worker process.
+
+        Args:
+            options: How it computes; with 0 threads it has as many as the node has cores.
+            number: Of this agent among those on its node.
+        """
+        log_to_stderr(options.log_level, "agent[%(process)d]")
+        options = options._replace(threads=options.threads or usable_cores())
+        self._worker = await LocalWorkers(self._models.__getitem__, options, workers=1).start(number)
 
     async def has(self, model: ModelFile) -> bool:
         """Whether the node has the file of a model; if so, jobs for it may come."""
@@ -131,12 +92,7 @@ class Agent:
     async def receive(self, model: ModelFile, piece: bytes) -> Failed | None:
         """Takes in the next piece of a model's file; an empty one is the end."""
         try:
-            if model.digest not in self._incoming:
-                self._incoming[model.digest] = self._store.receive(model.digest, model.format)
-            if piece:
-                self._incoming[model.digest].write(piece)
-            else:
-                await asyncio.to_thread(self._incoming.pop(model.digest).finish)
+            await asyncio.to_thread(self._store.receive, model, piece)
         except OffloadError as error:
             return Failed(error.code, str(error))
         return None

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 
+OWN = "auto"
+"""In place of a cluster's address: one of the daemon's own, on this machine."""
+
 SETTINGS = {
     # An argument goes with the call up to so many bytes; beyond, it takes the way through the object store, which costs
     # 4 ms. It is 100 kB by default, and an image has 150.

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from loadpart_edge.workers.cluster import environment
+from loadpart_edge.workers.cluster.environment import OWN
 
 environment.prepare()
 
@@ -19,17 +20,14 @@ from ray._private.state import state  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
 
 from loadpart_common.errors import SettingsError  # noqa: E402
-from loadpart_edge.workers.cluster.agent import Agent, Orders  # noqa: E402
+from loadpart_edge.workers.cluster.agent import Agent  # noqa: E402
 from loadpart_edge.workers.cluster.worker import ClusterWorker, Files  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from loadpart_edge.workers.base import RunnableModel
+    from loadpart_edge.workers.base import RunnableModel, WorkerOptions
     from loadpart_edge.workers.cluster.agent import Place
-
-OWN = "auto"
-"""In place of an address: a cluster of the daemon's own, on this machine."""
 
 _OWN_ADDRESS = "127.0.0.2"
 """Of the node of an own cluster: Ray takes 127.0.0.1 for "find out", and would listen to the network."""
@@ -62,29 +60,23 @@ class ClusterWorkers:
         self,
         address: str,
         find_model: Callable[[str], RunnableModel],
+        options: WorkerOptions,
         *,
         resources: Mapping[str, float],
-        threads: int,
-        max_message_bytes: int,
-        segment_memory_bytes: int,
-        log_level: str,
     ) -> None:
         """Makes a factory; `connect` finds the cluster.
 
         Args:
             address: HOST:PORT of the cluster's control service, or `OWN`.
             find_model: Gives the model with a digest.
+            options: How a worker computes, and what it may take; with 0 threads it has those of the processors that it
+                takes, or else of all of its node.
             resources: What a worker takes of its node, such as {"CPU": 4} or {"loadpart": 1}.
-            threads: Threads of one worker; 0 for the processors that it takes, or else all of its node.
-            max_message_bytes: Largest message, and so the most that the tensors of a job take.
-            segment_memory_bytes: Bound on the memory of a worker's compiled tails, weights left out.
-            log_level: Level of a worker's log.
         """
         self._address = address
         self._files = Files(find_model)
         self._resources = dict(resources)
-        self._threads = threads or int(resources.get("CPU", 0))
-        self._orders = Orders(0, self._threads, max_message_bytes, segment_memory_bytes, log_level)
+        self._options = options._replace(threads=options.threads or int(resources.get("CPU", 0)))
         self._workers: set[ClusterWorker] = set()
         self._numbers: set[tuple[str, int]] = set()  # of agents, by the addresses of their nodes
         self._following: asyncio.Task[None] | None = None
@@ -118,7 +110,7 @@ class ClusterWorkers:
             number = next(each for each in itertools.count() if (place.address, each) not in self._numbers)
             self._numbers.add((place.address, number))
             undoing.callback(self._numbers.discard, (place.address, number))
-            await agent.start.remote(self._orders._replace(number=number))
+            await agent.start.remote(self._options, number)
             undoing.pop_all()
         log.info("worker %d is on node %s (%s)", seat, place.address, place.node[:12])
 

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from loadpart_common.errors import ModelError, OffloadError
 from loadpart_common.files import cache_folder
-from loadpart_common.store.model_store import ModelStore, StoredModel, check_model
+from loadpart_common.store.model_store import ModelStore, StoredModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 _DIGEST_LETTERS = 32  # of the digest, in a folder's name
 
 
-class NodeStore:
-    """A model store whose models are called by their digests."""
+class ModelFile(NamedTuple):
+    """What a node has to know of a model.
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._store = ModelStore(folder or cache_folder("cluster"))
+    Attributes:
+        digest: SHA-256 of its file, in hexadecimal.
+        format: Format of the file.
+        nbytes: Its size.
+        engine: Name of the engine that runs it.
+        precision: How the engine computes.
+        provider: What the engine computes on.
+    """
+
+    digest: str
+    format: str
+    nbytes: int
+    engine: str
+    precision: str
+    provider: str
+
+
+class NodeStore:
+    """A model store whose models are called by their digests, and whose files come in pieces."""
+
+    def __init__(self) -> None:
+        self._store = ModelStore(cache_folder("cluster"))
+        self._incoming: dict[str, tuple[contextlib.ExitStack, Callable[[bytes], None]]] = {}
 
     def find(self, digest: str) -> StoredModel | None:
         """A model that is there and whole."""
@@ -30,37 +50,22 @@ class NodeStore:
             return None
         return stored if stored.manifest.digest == digest else None
 
-    def receive(self, digest: str, model_format: str) -> Incoming:
-        """Begins to take in a file."""
-        return Incoming(self._store, digest, model_format)
-
-
-class Incoming:
-    """A model file that comes in pieces."""
-
-    def __init__(self, store: ModelStore, digest: str, model_format: str) -> None:
-        self._digest, self._format = digest, model_format
-        self._hash = hashlib.sha256()
-        self._ending = contextlib.ExitStack()
-        self._path = self._ending.enter_context(store.adding(digest[:_DIGEST_LETTERS], model_format))
-        self._file = self._path.open("wb")
-
-    def write(self, piece: bytes) -> None:
-        """Adds a piece."""
-        self._file.write(piece)
-        self._hash.update(piece)
-
-    def finish(self) -> None:
-        """Puts the file into the store.
+    def receive(self, model: ModelFile, piece: bytes) -> None:
+        """Takes in the next piece of a file; an empty one is the end.
 
         Raises:
-            ModelError: It is not the file that was announced; nothing is kept.
+            ModelError: It is not the file that was announced, or cannot be kept; nothing of it is kept.
         """
         try:
-            with self._ending:
-                self._file.close()
-                if self._hash.hexdigest() != self._digest:
-                    raise ModelError(f"expected digest {self._digest[:12]}..., got {self._hash.hexdigest()[:12]}...")
-                check_model(self._path, self._format)
+            stack, take = self._incoming.pop(model.digest, None) or (contextlib.ExitStack(), None)
+            with stack:  # ends the taking in, unless more is to come
+                if take is None:
+                    what, name = f"model {model.digest[:12]}...", model.digest[:_DIGEST_LETTERS]
+                    take = stack.enter_context(
+                        self._store.receiving(name, model.format, digest=model.digest, nbytes=model.nbytes, what=what)
+                    )
+                if piece:
+                    take(piece)
+                    self._incoming[model.digest] = stack.pop_all(), take
         except OSError as error:
             raise ModelError(f"a model cannot be kept on the node: {error}") from error

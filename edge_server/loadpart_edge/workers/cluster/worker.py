@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError
 
 from loadpart_common.errors import InternalError, OffloadError
-from loadpart_edge.workers.cluster.agent import ModelFile
+from loadpart_common.files import open_regular
+from loadpart_edge.workers.cluster.node_store import ModelFile
 from loadpart_edge.workers.local.messages import Failed
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class Files:
             find_model: Gives the model with a digest.
         """
         self._find_model = find_model
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def bring(self, digest: str, agent: Any, node: str) -> None:  # a handle of Ray's
         """Sees to it that a node has a model's file, and the agent knows it.
@@ -46,13 +48,15 @@ class Files:
         Raises:
             OffloadError: The file has been changed since it was opened, or the node cannot keep it.
         """
-        stored, setup = (found := self._find_model(digest)).stored, found.setup
-        model = ModelFile(digest, stored.manifest.format, setup.engine.name, setup.precision, setup.provider)
+        found = self._find_model(digest)
+        stored, setup, manifest = found.stored, found.setup, found.stored.manifest
+        computing = setup.engine.name, setup.precision, setup.provider
+        model = ModelFile(digest, manifest.format, manifest.file_bytes, *computing)
         async with self._locks.setdefault((node, digest), asyncio.Lock()):
             if await agent.has.remote(model):
                 return
-            log.info("model %s goes to node %s: %.1f MB", stored.manifest.name, node, stored.manifest.file_bytes / 1e6)
-            with await asyncio.to_thread(stored.path.open, "rb") as file:
+            log.info("model %s goes to node %s: %.1f MB", manifest.name, node, manifest.file_bytes / 1e6)
+            with await asyncio.to_thread(open_regular, stored.path) as file:
                 piece = b"-"
                 while piece:
                     piece = await asyncio.to_thread(file.read, _PIECE_BYTES)
@@ -60,9 +64,7 @@ class Files:
                     if failed is not None:
                         raise failed.error
             if not await agent.has.remote(model):
-                raise InternalError(
-                    f"model {stored.manifest.name!r} has come to node {node}, but cannot be opened there"
-                )
+                raise InternalError(f"model {manifest.name!r} has come to node {node}, but cannot be opened there")
 
 
 class ClusterWorker:

@@ -29,7 +29,7 @@ from loadpart_edge.workers.local.slot import Slot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadpart_edge.workers.base import Job, OnOutcome, OnPrepared, Preparation, RunnableModel
+    from loadpart_edge.workers.base import Job, OnOutcome, OnPrepared, Preparation, RunnableModel, WorkerOptions
 
 HOST = "local"
 """All worker processes of a daemon share this machine."""
@@ -180,42 +180,28 @@ def _order(model: RunnableModel) -> tuple[str, str, str, str, str, str]:
 class LocalWorkers:
     """Starts worker processes; see `workers.base.WorkerFactory`."""
 
-    def __init__(
-        self,
-        find_model: Callable[[str], RunnableModel],
-        *,
-        workers: int,
-        threads: int,
-        max_message_bytes: int,
-        segment_memory_bytes: int,
-        log_level: str,
-    ) -> None:
+    def __init__(self, find_model: Callable[[str], RunnableModel], options: WorkerOptions, *, workers: int) -> None:
         """Makes a factory.
 
         Args:
             find_model: Gives the model with a digest.
+            options: How a worker computes, and what it may take.
             workers: How many workers there will be.
-            threads: Threads of one worker.
-            max_message_bytes: Largest message, and so the most that the tensors of a job take.
-            segment_memory_bytes: Bound on the memory of a worker's compiled tails, weights left out.
-            log_level: Level of a worker's log.
         """
         self._find_model = find_model
+        self._options = options
         self._workers = workers
-        self._threads = threads
-        self._slot_bytes = max_message_bytes + _SLOT_MARGIN_BYTES
-        self._segment_memory_bytes = segment_memory_bytes
-        self._log_level = log_level
 
     async def start(self, seat: int) -> WorkerProcess:
         """Starts a process; it loads its engine while the first job waits."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        slot = Slot.create(self._slot_bytes)
+        slot = Slot.create(self._options.max_message_bytes + _SLOT_MARGIN_BYTES)
         with theirs:
             descriptors = (theirs.fileno(), slot.descriptor)
             cores = ",".join(map(str, self._cores(seat)))
-            arguments = (*descriptors, self._threads, self._segment_memory_bytes, self._log_level, cores)
+            options = self._options
+            arguments = (*descriptors, options.threads, options.segment_memory_bytes, options.log_level, cores)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "loadpart_edge.workers.local.main", *map(str, arguments)),
                 pass_fds=descriptors,
@@ -226,5 +212,5 @@ class LocalWorkers:
     def _cores(self, seat: int) -> list[int]:
         """The cores of a worker: its own when there are enough for all, or else any."""
         cores = sorted(os.sched_getaffinity(0), reverse=True)  # from the last on: the first one has interrupts to serve
-        threads = self._threads
+        threads = self._options.threads
         return cores[seat * threads : (seat + 1) * threads] if self._workers * threads <= len(cores) else cores
