@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.errors import UnavailableError
+from loadpart_edge.workers.base import WorkerOptions
+from loadpart_edge.workers.local.process import LocalWorkers
 from tests.support import RawClient, eventually
 
 if TYPE_CHECKING:
@@ -121,6 +125,25 @@ def test_a_signal_at_any_moment_of_the_start_leaves_nothing(store: Path, server:
     moments = [server.ready_seconds * share for share in np.linspace(0.01, 1.0, 10)]
     with ThreadPoolExecutor(2) as pool:
         assert not [told for told in pool.map(end_at, range(10), moments) if told]
+
+
+def test_a_worker_whose_start_is_cancelled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    options = WorkerOptions(threads=1, max_message_bytes=1, segment_memory_bytes=1, log_level="info")
+
+    async def cancel_a_start() -> int:
+        before = len(os.listdir("/proc/self/fd"))
+        starting = asyncio.create_task(LocalWorkers(lambda _: pytest.fail("no model"), options, workers=1).start(0))
+        await asyncio.sleep(0)  # the process runs, and the start does not know of it yet
+        eventually(lambda: any(tmp_path.iterdir()), "the worker's folder", 10)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        return len(os.listdir("/proc/self/fd")) - before
+
+    assert asyncio.run(cancel_a_start()) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("is_busy", [True, False], ids=["over a job", "idle"])

@@ -196,8 +196,11 @@ class LocalWorkers:
         """Starts a process; it loads its engine while the first job waits."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        slot = Slot.create(self._options.max_message_bytes + _SLOT_MARGIN_BYTES)
-        with theirs:
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.callback(remove_abandoned, SCRATCH_PREFIX)  # cancelled, it is killed when it may have one
+            unless_started.callback(ours.close)
+            slot = Slot.create(self._options.max_message_bytes + _SLOT_MARGIN_BYTES)
+            unless_started.callback(slot.close)
             descriptors = (theirs.fileno(), slot.descriptor)
             cores = ",".join(map(str, self._cores(seat)))
             options = self._options
@@ -207,6 +210,7 @@ class LocalWorkers:
                 pass_fds=descriptors,
                 stdin=asyncio.subprocess.DEVNULL,
             )
+            unless_started.pop_all()
         return WorkerProcess(process, ours, slot, self._find_model, seat)
 
     def _cores(self, seat: int) -> list[int]:
