@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from loadpart_common.wire.endpoint import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 BIN = Path(sys.executable).parent
 _END_SECONDS = 60
@@ -51,6 +51,7 @@ def daemon(
     stderr: int | None = None,
     address: str = "127.0.0.1",
     wrapper: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Daemon]:
     """Starts `loadpart-edge serve` on a free port, and stops it at the end of the block.
 
@@ -60,6 +61,7 @@ def daemon(
         stderr: Where its log goes, as for `subprocess.Popen`.
         address: Address where it listens; to another one than loopback it is open, as in a namespace it may be.
         wrapper: A command prefix that runs the daemon, such as in another network namespace.
+        environment: Environment variables that it has besides those of this process.
     """
     started = time.monotonic()
     listen = ["--listen", f"{address}:0"]
@@ -70,6 +72,7 @@ def daemon(
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
+        env=os.environ | dict(environment or {}),
     )
     if cores is not None:  # threads and workers start later and inherit the cores
         os.sched_setaffinity(process.pid, cores)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from loadpart_common.errors import SettingsError
+from loadpart_common.errors import SettingsError, UnavailableError
 from loadpart_common.metrics_server import MetricsServer
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import is_loopback
@@ -29,6 +29,7 @@ from loadpart_edge.scheduling.staffing import Staffing
 from loadpart_edge.scheduling.status import StatusBoard
 from loadpart_edge.served_models import ServedModels
 from loadpart_edge.workers.base import Prepared, WorkerOptions
+from loadpart_edge.workers.cluster import environment
 from loadpart_edge.workers.local.process import LocalWorkers
 
 if TYPE_CHECKING:
@@ -104,10 +105,18 @@ class Daemon:
         cluster = self._cluster_workers(self._settings.cluster)
         await cluster.connect()
         self._listen_to_signals(stop, stop_now)  # once more: Ray has put handlers of its own in their places
+
+        def end(_: object) -> None:
+            stop.set()
+            stop_now.set()
+
+        cluster.excluded.add_done_callback(end)
         try:
             await self._serve(stop, stop_now, cluster, cluster)
         finally:
             await cluster.close()
+        if cluster.excluded.done():
+            raise UnavailableError("cluster: the node of this machine is lost, and with it the way to all workers")
 
     async def _serve(
         self, stop: asyncio.Event, stop_now: asyncio.Event, workers: WorkerFactory, cluster: ClusterWorkers | None
@@ -220,6 +229,7 @@ class Daemon:
         return LocalWorkers(self._models.with_digest, options, workers=self._settings.workers)
 
     def _cluster_workers(self, address: str) -> ClusterWorkers:
+        environment.prepare(address)
         try:
             from loadpart_edge.workers.cluster.factory import ClusterWorkers
         except ModuleNotFoundError as error:

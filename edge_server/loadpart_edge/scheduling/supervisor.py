@@ -9,7 +9,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from loadpart_common.errors import InternalError
+from loadpart_common.errors import InternalError, OffloadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,10 +115,11 @@ class Supervisor:
             started = time.monotonic()
             try:
                 worker = await self._factory.start(seat.index)
-            except Exception as error:  # no memory, no descriptors: later there may be
+            except Exception as error:  # no memory, no descriptors, no node: later there may be
                 if self._is_start_strict:
                     raise InternalError(f"worker {seat.index} cannot be started: {error}") from error
-                log.exception("worker %d cannot be started; it is tried again", seat.index)
+                is_known = isinstance(error, OffloadError)
+                log.error("worker %d is tried again: %s", seat.index, error, exc_info=None if is_known else error)
             else:
                 await self._stay(seat, worker)
                 if self._is_ending:

@@ -1,4 +1,4 @@
-"""What Ray is told through the environment, before it is imported and before a node starts.
+"""What Ray is told through the environment: some of it is read when it is imported, the rest when a node starts.
 
 Nodes that are started by hand should have the same settings; docs/scaling.md lists them.
 """
@@ -28,7 +28,18 @@ SETTINGS = {
 }
 
 
-def prepare() -> None:
-    """Sets what is not set yet."""
-    for name, value in SETTINGS.items():
+_OWN_SETTINGS = {
+    # All of an own cluster is on this machine, and listens to this machine alone: a switch that Ray has for systems
+    # where it runs no other clusters.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+def prepare(address: str) -> None:
+    """Sets what is not set yet.
+
+    Args:
+        address: Address of the cluster, or `OWN`.
+    """
+    for name, value in (SETTINGS | (_OWN_SETTINGS if address == OWN else {})).items():
         os.environ.setdefault(name, value)

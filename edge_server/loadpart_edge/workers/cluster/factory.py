@@ -1,27 +1,28 @@
-"""Makes workers on the nodes of a Ray cluster, and knows how many there is room for."""
+"""Makes workers on the nodes of a Ray cluster, and knows how many there is room for.
+
+It imports Ray, which reads settings then: whoever imports it calls `environment.prepare` first.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loadpart_edge.workers.cluster import environment
+import ray
+from ray._private.state import state
+from ray.exceptions import RayError
+
+from loadpart_common.errors import InternalError, SettingsError
+from loadpart_edge.workers.cluster.agent import Agent
 from loadpart_edge.workers.cluster.environment import OWN
-
-environment.prepare()
-
-import ray  # noqa: E402
-from ray._private.state import state  # noqa: E402
-from ray.exceptions import RayError  # noqa: E402
-
-from loadpart_common.errors import SettingsError  # noqa: E402
-from loadpart_edge.workers.cluster.agent import Agent  # noqa: E402
-from loadpart_edge.workers.cluster.worker import ClusterWorker, Files  # noqa: E402
+from loadpart_edge.workers.cluster.ray_thread import RayThread
+from loadpart_edge.workers.cluster.worker import ClusterWorker, Files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,14 +30,13 @@ if TYPE_CHECKING:
     from loadpart_edge.workers.base import RunnableModel, WorkerOptions
     from loadpart_edge.workers.cluster.agent import Place
 
-_OWN_ADDRESS = "127.0.0.2"
-"""Of the node of an own cluster: Ray takes 127.0.0.1 for "find out", and would listen to the network."""
+_OWN_ADDRESS = "127.0.0.1"
+"""Of the node of an own cluster, which has Ray listen to this machine alone."""
 
 _OWN_OBJECT_STORE_BYTES = 100 << 20
 _NAMESPACE = "loadpart"
 _PERIOD_SECONDS = 0.5
-
-_Result = TypeVar("_Result")
+_END_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,21 @@ class Nodes(NamedTuple):
     Attributes:
         slots: Workers that the nodes have resources for, those that they have among them.
         leaving: Ids of nodes that are taken away soon.
+        has_own: Whether that of the daemon is among them.
     """
 
     slots: int
     leaving: frozenset[str]
+    has_own: bool
 
 
 class ClusterWorkers:
-    """Starts workers on a cluster; see `workers.base.WorkerFactory`."""
+    """Starts workers on a cluster; see `workers.base.WorkerFactory`.
+
+    Attributes:
+        slots: Workers that there is room for.
+        excluded: Done when the node of the daemon is lost, and with it the way into the cluster.
+    """
 
     def __init__(
         self,
@@ -76,14 +83,16 @@ class ClusterWorkers:
         self._address = address
         self._files = Files(find_model)
         self._resources = dict(resources)
+        self._others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
         self._options = options._replace(threads=options.threads or int(resources.get("CPU", 0)))
         self._workers: set[ClusterWorker] = set()
         self._numbers: set[tuple[str, int]] = set()  # of agents, by the addresses of their nodes
         self._following: asyncio.Task[None] | None = None
-        # Ray's own calls block while its control service is away. The processes of an own cluster end with the thread
-        # that started them.
-        self._thread = ThreadPoolExecutor(1, "loadpart-ray")
+        self._ray = RayThread()
+        self._agents: Any = None  # makes them; Ray's
+        self._is_known = True
         self.slots = 0
+        self.excluded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def connect(self) -> None:
         """Connects to the cluster, or starts an own one, and follows its nodes.
@@ -92,19 +101,27 @@ class ClusterWorkers:
             SettingsError: There is no cluster at the address, or it lets nobody in without its token.
         """
         try:
-            await self._call(self._connect)
+            await self._ray.call(self._connect)
         except (RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise SettingsError(f"cluster: cannot connect to the Ray cluster {self._address!r}: {error}") from error
         self._following = asyncio.create_task(self._follow())
 
     async def start(self, seat: int) -> ClusterWorker:
-        """Starts a worker where there is room; waits for that, if there is none."""
-        cpus, gpus = self._resources.get("CPU", 0), self._resources.get("GPU", 0)
-        others = {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")}
-        options = {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
-        agent: Any = ray.remote(Agent).options(num_cpus=cpus, num_gpus=gpus, resources=others, **options).remote()
+        """Starts a worker where there is room; waits for that, if there is none.
+
+        Raises:
+            InternalError: Its node was lost meanwhile.
+            SettingsError: Its node has another version of this software.
+        """
+        try:
+            return await self._start(seat)
+        except RayError as error:
+            raise InternalError(f"its actor does not start: {' '.join(str(error).split())}") from error
+
+    async def _start(self, seat: int) -> ClusterWorker:
+        agent = await self._ray.call(self._agents.remote)
         with contextlib.ExitStack() as undoing:
-            undoing.callback(self._thread.submit, ray.kill, agent)
+            undoing.callback(self._ray.send, partial(ray.kill, agent))
             place = await agent.place.remote()
             _check_version(place)
             number = next(each for each in itertools.count() if (place.address, each) not in self._numbers)
@@ -115,6 +132,7 @@ class ClusterWorkers:
         log.info("worker %d is on node %s (%s)", seat, place.address, place.node[:12])
 
         def end(worker: ClusterWorker) -> None:
+            self._ray.send(partial(ray.kill, agent))
             self._workers.discard(worker)
             self._numbers.discard((place.address, number))
 
@@ -127,17 +145,26 @@ class ClusterWorkers:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        await self._call(ray.shutdown)
-        self._thread.shutdown(wait=False)
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                await self._ray.call(ray.shutdown)
+        except TimeoutError:
+            log.warning("the cluster's control service does not answer: it is left without its knowing")
+            atexit.unregister(ray.shutdown)  # it would wait for it, too
 
     async def _follow(self) -> None:
         while True:
             try:
-                nodes = await self._call(self._nodes)
+                nodes = await self._ray.call(self._nodes)
             except Exception as error:  # its control service is away: workers go on without it
-                log.warning("the cluster's nodes are not known: %s", error)
+                if self._is_known:
+                    log.warning("the cluster's nodes are not known, and those that were stay: %s", error)
+                self._is_known = False
             else:
+                self._is_known = True
                 self.slots = nodes.slots
+                if not nodes.has_own and not self.excluded.done():
+                    self.excluded.set_result(None)
                 for worker in self._workers:
                     if worker.place.node in nodes.leaving and not worker.leaving.done():
                         log.info("node %s is taken away: worker %s leaves it", worker.host, worker.label)
@@ -149,21 +176,34 @@ class ClusterWorkers:
         if self._address == OWN:
             how = {
                 "address": "local", "_node_ip_address": _OWN_ADDRESS, "include_dashboard": False,
-                "resources": {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")},
+                "resources": self._others,
                 "object_store_memory": _OWN_OBJECT_STORE_BYTES,
             }  # fmt: skip
+        _let_the_daemon_log()
         ray.init(**how, namespace=_NAMESPACE, configure_logging=False, log_to_driver=True)
+        self._agents = ray.remote(Agent).options(
+            num_cpus=self._resources.get("CPU", 0), num_gpus=self._resources.get("GPU", 0), resources=self._others,
+            max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD",
+        )  # fmt: skip
 
     def _nodes(self) -> Nodes:
         leaving = frozenset(state.get_draining_nodes())
-        slots = 0
-        for node in ray.nodes():  # type: ignore[no-untyped-call]
-            if node["Alive"] and node["NodeID"] not in leaving:
-                slots += int(min(node["Resources"].get(name, 0) // amount for name, amount in self._resources.items()))
-        return Nodes(slots, leaving)
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        slots = sum(
+            int(min(resources.get(name, 0) // amount for name, amount in self._resources.items()))
+            for node, resources in alive.items()
+            if node not in leaving
+        )
+        return Nodes(slots, leaving, ray.get_runtime_context().get_node_id() in alive)
 
-    async def _call(self, function: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+def _let_the_daemon_log() -> None:
+    """Has what Ray says in this process written as the daemon's own log."""
+    ray_log = logging.getLogger("ray")
+    ray_log.handlers.clear()
+    ray_log.propagate = True
+    # It could not take over SIGTERM, which is the daemon's.
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
 
 
 def _check_version(place: Place) -> None:

@@ -8,7 +8,6 @@ import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray.exceptions import RayActorError
 
 from loadpart_common.errors import InternalError, OffloadError
@@ -113,15 +112,13 @@ class ClusterWorker:
         self._lose()
 
     async def close(self) -> None:
-        """Ends the process, and then the actor."""
+        """Ends the process; whoever made the actor ends that."""
         for task in self._bringing:
             task.cancel()
         if not self.lost.done():
             with contextlib.suppress(TimeoutError, RayActorError):
                 async with asyncio.timeout(_END_SECONDS):
                     await self._agent.close.remote()
-        # Ray's control service may be away, and then this waits for it.
-        await asyncio.to_thread(ray.kill, self._agent)
         self._on_end(self)
 
     def _ask(self, digest: str, call: Callable[[], Any], on_answer: Callable[[Any], None]) -> None:
