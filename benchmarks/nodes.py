@@ -19,7 +19,7 @@ from benchmarks.daemon import BIN
 from loadpart_edge.workers.cluster import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _START_SECONDS = 60
 _END_SECONDS = 10
@@ -91,14 +91,17 @@ class Nodes:
 
     head: Node
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps_state: bool) -> None:
         """Makes a cluster without a node.
 
         Args:
             folder: An empty folder with a short path, where all nodes keep what they write.
+            keeps_state: Whether the control service keeps its state when it is started again.
         """
         self._folder = folder
+        self._storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder)} if keeps_state else {}
         self.token = secrets.token_hex(32)
+        self._control: subprocess.Popen[bytes] | None = None  # once it was started again
         self._nodes: list[Node] = []
         self._taken = 1  # 127.0.0.1 is no address of a node: Ray takes it for "find out"
         with socket.socket() as probe:
@@ -109,7 +112,7 @@ class Nodes:
     def start(self) -> None:
         """Starts the head."""
         port = self.address.rsplit(":")[1]
-        self.head = self._start("--head", "--port", port, "--include-dashboard", "false")
+        self.head = self._start("--head", "--port", port, "--num-cpus", "0", "--include-dashboard", "false")
         self.head.wait()
 
     @property
@@ -118,30 +121,44 @@ class Nodes:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def add(self, count: int = 1, *, workers: int = 1) -> list[Node]:
-        """Adds nodes with room for workers, and waits until they have joined."""
-        added = [
-            self._start("--address", self.address, "--resources", f'{{"loadpart": {workers}}}') for _ in range(count)
-        ]
+        """Adds nodes with room for workers, each of which takes a processor or a `loadpart`, and waits for them."""
+        room = ("--num-cpus", str(workers), "--resources", f'{{"loadpart": {workers}}}')
+        added = [self._start("--address", self.address, *room) for _ in range(count)]
         for node in added:
             node.wait()
         return added
+
+    def kill_control(self) -> Callable[[], None]:
+        """Kills the control service; gives what starts it again, as a supervisor would."""
+        self.head.processes[0].send_signal(signal.SIGSTOP)  # it would end the whole node
+        (service,) = self.head.of("gcs_server")
+        command, its_environment = service.cmdline(), service.environ()
+        service.kill()
+
+        def start() -> None:
+            self._control = subprocess.Popen(command, env=its_environment, stderr=subprocess.DEVNULL)
+
+        return start
 
     def close(self) -> None:
         """Ends all nodes, the head last."""
         for node in reversed(self._nodes):
             node.end()
+        if self._control is not None:
+            self._control.kill()
+            self._control.wait(_END_SECONDS)
 
     def _start(self, *arguments: str) -> Node:
         self._taken += 1
         address = f"127.0.0.{self._taken}"
         own = self._folder / address
         own.mkdir()
-        command = ["ray", "start", "--block", "--node-ip-address", address, "--num-cpus", "1", *arguments]
+        command = ["ray", "start", "--block", "--node-ip-address", address, *arguments]
         command += ["--object-store-memory", str(100 << 20), "--disable-usage-stats", "--temp-dir", str(own)]
         with (own / "log").open("wb") as log:
             process = subprocess.Popen(
                 [BIN / command[0], *command[1:]],
-                env=environment.SETTINGS | os.environ | self.environment | {"XDG_CACHE_HOME": str(own)},
+                env=environment.SETTINGS | os.environ | self.environment | self._storage | {"XDG_CACHE_HOME": str(own)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -152,11 +169,11 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def nodes() -> Iterator[Nodes]:
-    """A cluster within the block, of which nothing is left after it."""
+def nodes(*, keeps_state: bool = False) -> Iterator[Nodes]:
+    """A cluster within the block, of which nothing is left after it; see `Nodes`."""
     # Its path is short, since names of sockets have 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="nodes-") as folder:
-        cluster = Nodes(Path(folder))
+        cluster = Nodes(Path(folder), keeps_state=keeps_state)
         try:
             cluster.start()
             yield cluster

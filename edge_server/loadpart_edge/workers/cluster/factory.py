@@ -6,7 +6,6 @@ It imports Ray, which reads settings then: whoever imports it calls `environment
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import itertools
 import logging
@@ -36,7 +35,7 @@ _OWN_ADDRESS = "127.0.0.1"
 _OWN_OBJECT_STORE_BYTES = 100 << 20
 _NAMESPACE = "loadpart"
 _PERIOD_SECONDS = 0.5
-_END_SECONDS = 5.0
+_CONNECT_SECONDS, _END_SECONDS = 30.0, 5.0
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +100,20 @@ class ClusterWorkers:
             SettingsError: There is no cluster at the address, or it lets nobody in without its token.
         """
         try:
-            await self._ray.call(self._connect)
-        except (RayError, ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            raise SettingsError(f"cluster: cannot connect to the Ray cluster {self._address!r}: {error}") from error
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await self._ray.call(self._connect)
+        except TimeoutError as error:
+            self._ray.abandon()
+            raise self._refused(f"no answer within {_CONNECT_SECONDS:g} s") from error
+        except (RayError, ConnectionError, ValueError, RuntimeError) as error:
+            raise self._refused(error) from error
         self._following = asyncio.create_task(self._follow())
+
+    def _refused(self, why: object) -> SettingsError:
+        return SettingsError(
+            f"cluster: cannot connect to the Ray cluster {self._address!r}: {why}; "
+            "where there are lines of Ray's above, they say more, such as that its token is another one"
+        )
 
     async def start(self, seat: int) -> ClusterWorker:
         """Starts a worker where there is room; waits for that, if there is none.
@@ -150,7 +159,7 @@ class ClusterWorkers:
                 await self._ray.call(ray.shutdown)
         except TimeoutError:
             log.warning("the cluster's control service does not answer: it is left without its knowing")
-            atexit.unregister(ray.shutdown)  # it would wait for it, too
+            self._ray.abandon()
 
     async def _follow(self) -> None:
         while True:

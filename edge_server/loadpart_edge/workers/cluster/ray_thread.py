@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +36,10 @@ class RayThread:
         future: Future[_Result] = Future()
         self._calls.put((function, future))
         return await asyncio.wrap_future(future)
+
+    def abandon(self) -> None:
+        """Has the process end without another word to the cluster, for whose answer it would wait."""
+        atexit.unregister(ray.shutdown)
 
     def _run(self) -> None:
         while True:
