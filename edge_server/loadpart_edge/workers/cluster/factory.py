@@ -103,7 +103,7 @@ class ClusterWorkers:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await self._ray.call(self._connect)
         except TimeoutError as error:
-            self._ray.abandon()
+            self._ray.abandon(1)
             raise self._refused(f"no answer within {_CONNECT_SECONDS:g} s") from error
         except (RayError, ConnectionError, ValueError, RuntimeError) as error:
             raise self._refused(error) from error
@@ -159,7 +159,7 @@ class ClusterWorkers:
                 await self._ray.call(ray.shutdown)
         except TimeoutError:
             log.warning("the cluster's control service does not answer: it is left without its knowing")
-            self._ray.abandon()
+            self._ray.abandon(int(self.excluded.done()))
 
     async def _follow(self) -> None:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -37,9 +38,14 @@ class RayThread:
         self._calls.put((function, future))
         return await asyncio.wrap_future(future)
 
-    def abandon(self) -> None:
-        """Has the process end without another word to the cluster, for whose answer it would wait."""
+    def abandon(self, code: int) -> None:
+        """Has the process end without another word to the cluster: Ray would wait for an answer, and crash without it.
+
+        Args:
+            code: The exit code.
+        """
         atexit.unregister(ray.shutdown)
+        atexit.register(os._exit, code)
 
     def _run(self) -> None:
         while True:
