@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from loadpart_common.wire.endpoint import is_loopback
 
@@ -89,6 +92,14 @@ def daemon(
             process.send_signal(signal.SIGTERM)
             process.wait(_END_SECONDS)
         process.stdout.close()
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The value of a metric with at least these labels; if several match, their sum."""
+    with urllib.request.urlopen(url, timeout=10) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    samples = [sample for family in families for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
 
 
 def export_missing() -> None:

@@ -87,6 +87,7 @@ class Nodes:
         address: Address of its control service, HOST:PORT.
         token: What lets others into the cluster.
         head: The node with the control service, where the daemon connects.
+        live: The other nodes, but for those that were lost.
     """
 
     head: Node
@@ -102,6 +103,7 @@ class Nodes:
         self._storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder)} if keeps_state else {}
         self.token = secrets.token_hex(32)
         self._control: subprocess.Popen[bytes] | None = None  # once it was started again
+        self.live: list[Node] = []
         self._nodes: list[Node] = []
         self._taken = 1  # 127.0.0.1 is no address of a node: Ray takes it for "find out"
         with socket.socket() as probe:
@@ -126,7 +128,13 @@ class Nodes:
         added = [self._start("--address", self.address, *room) for _ in range(count)]
         for node in added:
             node.wait()
+        self.live += added
         return added
+
+    def lose(self, node: Node, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a signal to all processes of a node, which does not count as live from now on."""
+        self.live.remove(node)
+        node.signal(number)
 
     def kill_control(self) -> Callable[[], None]:
         """Kills the control service; gives what starts it again, as a supervisor would."""

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -17,7 +16,6 @@ from unittest import mock
 import grpc
 import numpy as np
 from benchmarks.daemon import BIN
-from prometheus_client.parser import text_string_to_metric_families
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.codecs.registry import CODECS
@@ -157,11 +155,3 @@ class RawClient:
         except grpc.RpcError as error:
             return error.code()  # type: ignore[attr-defined, no-any-return]
         return grpc.StatusCode.OK
-
-
-def metric(url: str, name: str, **labels: str) -> float:
-    """The value of a metric with at least these labels; if several match, their sum."""
-    with urllib.request.urlopen(url, timeout=10) as response:
-        families = text_string_to_metric_families(response.read().decode())
-    samples = [sample for family in families for sample in family.samples]
-    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from benchmarks.daemon import daemon
+from benchmarks.daemon import daemon, metric
 
 from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.model_store import ModelStore
@@ -28,7 +28,7 @@ from loadpart_device import (
 from loadpart_device.edges.connection import Connection, Tail
 from loadpart_device.edges.edge import Edge
 from loadpart_device.edges.probe_budget import ProbeBudget
-from tests.support import eventually, inputs_for, metric
+from tests.support import eventually, inputs_for
 from tests.toy_networks import NETWORKS, write, write_store
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import grpc
 import numpy as np
 import pytest
-from benchmarks.daemon import BIN, daemon
+from benchmarks.daemon import BIN, daemon, metric
 from benchmarks.nodes import nodes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -23,7 +23,7 @@ from loadpart.v1 import offload_pb2
 from loadpart_common.errors import OverloadedError, UnavailableError
 from loadpart_common.wire.framing import with_tensors
 from loadpart_device import OffloadClient
-from tests.support import RAW, RawClient, eventually, inputs_for, metric, rests
+from tests.support import RAW, RawClient, eventually, inputs_for, rests
 from tests.toy_networks import NETWORKS, write
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import psutil
     from benchmarks.daemon import Daemon
-    from benchmarks.nodes import Node, Nodes
+    from benchmarks.nodes import Nodes
 
 pytestmark = [pytest.mark.fleet, pytest.mark.timeout(180)]
 
@@ -47,7 +47,6 @@ class Site(NamedTuple):
 
     server: Daemon
     nodes: Nodes
-    live: list[Node]
 
     @property
     def workers(self) -> float:
@@ -55,19 +54,12 @@ class Site(NamedTuple):
 
     def fill(self, count: int) -> None:
         """Has so many nodes, with a worker on each."""
-        for node in self.live[count:]:
-            self.lose(node)
-        if len(self.live) < count:
-            self.add(count - len(self.live))
+        for node in self.nodes.live[count:]:
+            self.nodes.lose(node)
+        if len(self.nodes.live) < count:
+            self.nodes.add(count - len(self.nodes.live))
         unbuilt = partial(metric, self.server.metrics, "loadpart_edge_tails_to_build")
         eventually(lambda: self.workers == count and not unbuilt(), f"{count} workers")
-
-    def add(self, count: int = 1) -> None:
-        self.live.extend(self.nodes.add(count))
-
-    def lose(self, node: Node, number: signal.Signals = signal.SIGKILL) -> None:
-        self.live.remove(node)
-        node.signal(number)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +81,10 @@ BESIDE = ("--worker-resources", "CPU=1")
 
 @pytest.fixture(scope="module")
 def site(store: Path, cluster: Nodes) -> Iterator[Site]:
-    live = cluster.add(3)
+    cluster.add(3)
     options = served(store, cluster, "--metrics-listen", "127.0.0.1:0", "--queue-limit", "8")
     with daemon(*options, environment=cluster.environment) as server:
-        yield Site(server, cluster, live)
+        yield Site(server, cluster)
 
 
 class Answers:
@@ -160,7 +152,7 @@ def statuses(raw: RawClient) -> Iterator[offload_pb2.ServerStatus]:
 
 
 def kill_worker(site: Site) -> None:
-    (worker,) = site.live[0].of(WORKER)
+    (worker,) = site.nodes.live[0].of(WORKER)
     worker.kill()
 
 
@@ -168,8 +160,8 @@ def kill_worker(site: Site) -> None:
     ("what", "lose", "seen_seconds", "longest_seconds"),
     [
         ("a worker process is killed", kill_worker, 1.0, 3.0),
-        ("a node is lost", lambda site: site.lose(site.live[0]), 3.0, 3.0),
-        ("a node stands", lambda site: site.lose(site.live[0], signal.SIGSTOP), 5.0, 5.0),
+        ("a node is lost", lambda site: site.nodes.lose(site.nodes.live[0]), 3.0, 3.0),
+        ("a node stands", lambda site: site.nodes.lose(site.nodes.live[0], signal.SIGSTOP), 5.0, 5.0),
     ],
 )
 def test_no_answer_is_lost_or_late_when(
@@ -200,9 +192,9 @@ def test_no_answer_is_lost_or_late_when(
 
 def test_a_node_that_comes_in_place_of_another_gets_its_worker_soon(site: Site) -> None:
     site.fill(3)
-    site.lose(site.live[0])
+    site.nodes.lose(site.nodes.live[0])
     eventually(lambda: site.workers == 2, "the loss is noticed")
-    site.add()
+    site.nodes.add()
     eventually(lambda: site.workers == 3, "the seat is filled", 8)
 
 
@@ -214,19 +206,19 @@ def test_a_site_whose_nodes_all_go_and_come_back_serves_again(site: Site, cache:
     ):
         inputs = inputs_for(client.graph)
         assert client.infer(*inputs).plan.location == "offload"
-        for node in list(site.live):
-            site.lose(node)
+        for node in list(site.nodes.live):
+            site.nodes.lose(node)
         eventually(lambda: health(raw) == NOT_SERVING, "health says so", 5)
         eventually(lambda: "no worker" in client.infer(*inputs).plan.reason, "the device is told why", 5)
         assert client.infer(*inputs).plan.location == "local"
-        site.add()
+        site.nodes.add()
         eventually(lambda: health(raw) == SERVING, "health says so", 10)
         eventually(lambda: client.infer(*inputs).plan.location == "offload", "the device offloads", 10)
 
 
 def test_a_daemon_that_starts_before_its_nodes_serves_with_the_first(store: Path, site: Site, cache: Path) -> None:
-    for node in list(site.live):
-        site.lose(node)
+    for node in list(site.nodes.live):
+        site.nodes.lose(node)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -244,7 +236,7 @@ def test_a_daemon_that_starts_before_its_nodes_serves_with_the_first(store: Path
                 assert result.plan.location == "local", result.plan.reason
                 assert "starting" in result.plan.reason
                 assert process.poll() is None
-                site.add()
+                site.nodes.add()
                 eventually(lambda: health(raw) == SERVING, "health says so", 10)
                 eventually(lambda: client.infer(*inputs).plan.location == "offload", "the device offloads", 10)
     finally:
@@ -255,7 +247,7 @@ def test_a_daemon_that_starts_before_its_nodes_serves_with_the_first(store: Path
 
 def test_jobs_of_those_who_left_never_run_and_a_full_queue_says_when_to_come_back(site: Site) -> None:
     site.fill(1)
-    (worker,) = site.live[0].of(WORKER)
+    (worker,) = site.nodes.live[0].of(WORKER)
     ran = partial(metric, site.server.metrics, "loadpart_edge_phase_seconds_count", phase="tail")
     before = ran()
     answers = Answers(site.server.target)
@@ -291,7 +283,7 @@ def test_no_answer_is_lost_while_the_control_service_is_away_and_comes_back(site
     assert max(answers.seconds) < 3
     eventually(lambda: site.workers == 3, "the worker is replaced")
     assert site.server.process.poll() is None
-    site.add()
+    site.nodes.add()
     eventually(lambda: site.workers == 4, "nodes are followed again")
 
 
@@ -301,7 +293,7 @@ def test_workers_follow_the_backlog(site: Site, tmp_path: Path) -> None:
     options = served(tmp_path, site.nodes, *BESIDE, "--metrics-listen", "127.0.0.1:0")
     staffed = ("--workers-min", "1", "--workers-max", "3", "--workers-down-seconds", "2")
     with daemon(*options, *staffed, environment=site.nodes.environment) as server:
-        own = Site(server, site.nodes, site.live)
+        own = Site(server, site.nodes)
         assert own.workers == 1
         stopped = threading.Event()
         answers = Answers(server.target, np.zeros((1, 160, 160, 3), np.uint8))
@@ -324,7 +316,7 @@ def test_workers_follow_the_backlog(site: Site, tmp_path: Path) -> None:
 
 def test_the_end_of_the_daemon_under_load_loses_nothing_and_leaves_nothing(store: Path, site: Site) -> None:
     site.fill(3)
-    before = [process for node in site.live for process in node.of(WORKER) + node.of(AGENT)]
+    before = [process for node in site.nodes.live for process in node.of(WORKER) + node.of(AGENT)]
     with daemon(*served(store, site.nodes, *BESIDE), environment=site.nodes.environment) as server:
         answers = Answers(server.target)
         answers.many(300, lambda: server.process.send_signal(signal.SIGTERM), allowed=UnavailableError)
@@ -333,7 +325,7 @@ def test_the_end_of_the_daemon_under_load_loses_nothing_and_leaves_nothing(store
     assert answers.wrong == []
 
     def left() -> set[psutil.Process]:
-        return {process for node in site.live for process in node.of(WORKER) + node.of(AGENT)} - set(before)
+        return {process for node in site.nodes.live for process in node.of(WORKER) + node.of(AGENT)} - set(before)
 
     eventually(lambda: not left(), "its actors are gone", 10)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from benchmarks.daemon import daemon
+from benchmarks.daemon import daemon, metric
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.codecs.registry import CODECS
@@ -28,7 +28,7 @@ from loadpart_device import OffloadClient
 from loadpart_device.allowed_codecs import AllowedCodecs, MeasuredPlan, accuracy_path, read_measured, save_measured
 from loadpart_device.codec_costs import CodecCosts
 from loadpart_edge.tail_times import TailTimes
-from tests.support import Clock, RawClient, eventually, metric, run_here
+from tests.support import Clock, RawClient, eventually, run_here
 from tests.toy import ToyModel
 from tests.toy_networks import write
 

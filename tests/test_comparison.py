@@ -19,9 +19,9 @@ from benchmarks.comparison import analysis, grid, report, traces
 from benchmarks.comparison.grid import IDLE, Condition, Load
 from benchmarks.comparison.others import first_frames
 from benchmarks.comparison.records import Measured, Moment, Sample, Traced, Writer, read
-from benchmarks.daemon import Daemon, daemon
+from benchmarks.daemon import Daemon, daemon, metric
 
-from tests.support import eventually, metric, rests
+from tests.support import eventually, rests
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

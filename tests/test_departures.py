@@ -12,13 +12,13 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from benchmarks.daemon import daemon
+from benchmarks.daemon import daemon, metric
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.wire.framing import tensor_pieces, with_tensors
 from loadpart_common.wire.limits import DEVICE_KEY
 from loadpart_common.wire.methods import METHODS
-from tests.support import RAW, RawClient, eventually, metric
+from tests.support import RAW, RawClient, eventually
 from tests.toy_networks import NETWORKS, write, write_store
 
 if TYPE_CHECKING:

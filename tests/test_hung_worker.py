@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 import pytest
-from benchmarks.daemon import daemon
+from benchmarks.daemon import daemon, metric
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loadpart.v1 import offload_pb2
 from loadpart_common.errors import UnavailableError
 from loadpart_device import OffloadClient
 from loadpart_edge.workers.local.process import waited_seconds
-from tests.support import RawClient, eventually, inputs_for, metric
+from tests.support import RawClient, eventually, inputs_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

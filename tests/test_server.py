@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from benchmarks.daemon import daemon
+from benchmarks.daemon import daemon, metric
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loadpart.v1 import offload_pb2
@@ -35,7 +35,7 @@ from loadpart_common.latency.measurements import Measurements
 from loadpart_common.store.manifest import Manifest
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.framing import with_tensors
-from tests.support import RAW, RawClient, eventually, metric, run_here
+from tests.support import RAW, RawClient, eventually, run_here
 from tests.toy import ToyEngine
 from tests.toy_networks import BROKEN, NETWORKS, write, write_store
 

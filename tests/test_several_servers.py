@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from benchmarks.daemon import daemon
+from benchmarks.daemon import daemon, metric
 
 from loadpart_common.errors import ModelMismatchError, ModelNotFoundError, SettingsError
 from loadpart_common.planning.plan import PlanKey, Point
@@ -28,7 +28,7 @@ from loadpart_device.edges.load import ServerLoad
 from loadpart_device.edges.names import is_name, resolve
 from loadpart_device.edges.probe_budget import ProbeBudget
 from loadpart_device.settings import load_settings, parse_servers
-from tests.support import Clock, eventually, inputs_for, metric, run_here
+from tests.support import Clock, eventually, inputs_for, run_here
 from tests.test_graph import chain
 from tests.toy_networks import NETWORKS, write
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import time
-import urllib.request
 from multiprocessing.managers import BaseManager
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from benchmarks.daemon import BIN
+from benchmarks.daemon import BIN, metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -90,9 +88,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The value of a metric of the daemon's without labels."""
-        with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=5) as response:
-            found = re.search(rf"^{name} (\S+)$", response.read().decode(), re.MULTILINE)
-        return float(found[1]) if found else float("nan")
+        return metric(f"http://{self._metrics}/metrics", name)
 
     def wait_for(self, name: str, least: float, most: float, seconds: float) -> float | None:
         """Waits until a metric is within bounds; gives the seconds that this took, None when it was not in time."""

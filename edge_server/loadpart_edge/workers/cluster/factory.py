@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray._private.state import state
+from ray._private.worker import global_worker
 from ray.exceptions import RayError
 
 from loadpart_common.errors import InternalError, SettingsError
@@ -189,7 +190,10 @@ class ClusterWorkers:
                 "object_store_memory": _OWN_OBJECT_STORE_BYTES,
             }  # fmt: skip
         _let_the_daemon_log()
-        ray.init(**how, namespace=_NAMESPACE, configure_logging=False, log_to_driver=True)
+        ray.init(**how, namespace=_NAMESPACE, configure_logging=False, log_to_driver=False)
+        # Two threads of Ray's would print here what others say, and each take a whole core of the daemon's while the
+        # control service is away. The one is never begun without `log_to_driver`; the other ends when it next looks.
+        global_worker.threads_stopped.set()
         self._agents = ray.remote(Agent).options(
             num_cpus=self._resources.get("CPU", 0), num_gpus=self._resources.get("GPU", 0), resources=self._others,
             max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD",

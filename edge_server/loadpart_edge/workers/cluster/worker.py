@@ -87,6 +87,7 @@ class ClusterWorker:
         self._files = files
         self._there: set[str] = set()  # digests of the models that the agent knows
         self._on_end = on_end
+        self._is_closing = False
         self._bringing: set[asyncio.Task[None]] = set()
         self._send(agent.lost.remote(), lambda _: self._lose())
 
@@ -113,6 +114,7 @@ class ClusterWorker:
 
     async def close(self) -> None:
         """Ends the process; whoever made the actor ends that."""
+        self._is_closing = True
         for task in self._bringing:
             task.cancel()
         if not self.lost.done():
@@ -154,7 +156,7 @@ class ClusterWorker:
         reference.future().add_done_callback(answered)
 
     def _answered(self, future: concurrent.futures.Future[Any], on_answer: Callable[[Any], None]) -> None:
-        if self.lost.done():
+        if self.lost.done() or self._is_closing:
             return
         error = future.exception()
         if error is None:
