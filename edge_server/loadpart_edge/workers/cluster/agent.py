@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from loadpart_common.engines.registry import ENGINES
 from loadpart_common.errors import OffloadError
 from loadpart_common.logs import log_to_stderr
 from loadpart_common.machine import usable_cores
+from loadpart_edge.workers.cluster.messages import unpack
 from loadpart_edge.workers.cluster.node_store import NodeStore
 from loadpart_edge.workers.local.messages import Failed
 from loadpart_edge.workers.local.process import LocalWorkers
@@ -101,10 +103,11 @@ class Agent:
         """Builds and times a tail."""
         return await self._ask(lambda worker, answer: worker.prepare(preparation, answer))
 
-    async def run(self, job: Job) -> Outcome | Failed:
-        """Runs a job."""
-        self._job = job
-        return await self._ask(lambda worker, answer: worker.run(job, answer))
+    async def run(self, packed: bytes) -> bytes:
+        """Runs a job; gives its outcome pickled."""
+        self._job = job = unpack(packed)
+        outcome: Outcome | Failed = await self._ask(lambda worker, answer: worker.run(job, answer))
+        return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
 
     async def cancel(self) -> None:
         """Tells that the outcome of the job is not wanted any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import pickle
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from loadpart_common.errors import InternalError, OffloadError
 from loadpart_common.files import open_regular
+from loadpart_edge.workers.cluster.messages import pack
 from loadpart_edge.workers.cluster.node_store import ModelFile
 from loadpart_edge.workers.local.messages import Failed
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable
 
-    from loadpart_common.wire.framing import EncodedTensor
     from loadpart_edge.workers.base import Job, OnOutcome, OnPrepared, Preparation, RunnableModel
     from loadpart_edge.workers.cluster.agent import Place
 
@@ -93,7 +94,7 @@ class ClusterWorker:
 
     def run(self, job: Job, on_outcome: OnOutcome) -> None:
         """See `Worker.run`."""
-        sent = job._replace(tensors=tuple(map(_picklable, job.tensors)))
+        sent = pack(job)
         self._ask(job.digest, lambda: self._agent.run.remote(sent), on_outcome)
 
     def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
@@ -161,6 +162,8 @@ class ClusterWorker:
         error = future.exception()
         if error is None:
             answer = future.result()
+            if isinstance(answer, bytes):
+                answer = pickle.loads(answer)  # of the agent's, which Ray would read the same way
             on_answer(answer.error if isinstance(answer, Failed) else answer)
         elif isinstance(error, RayActorError):
             self._lose()
@@ -171,8 +174,3 @@ class ClusterWorker:
     def _lose(self) -> None:
         if not self.lost.done():
             self.lost.set_result(None)
-
-
-def _picklable(tensor: EncodedTensor) -> EncodedTensor:
-    """A tensor whose bytes are no view into a request, which cannot be pickled."""
-    return tensor._replace(data=bytes(tensor.data))  # type: ignore[arg-type]  # as good as a view for who reads it
