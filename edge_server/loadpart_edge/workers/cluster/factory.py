@@ -196,7 +196,7 @@ class ClusterWorkers:
         global_worker.threads_stopped.set()
         self._agents = ray.remote(Agent).options(
             num_cpus=self._resources.get("CPU", 0), num_gpus=self._resources.get("GPU", 0), resources=self._others,
-            max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD",
+            max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD", enable_task_events=False,
         )  # fmt: skip
 
     def _nodes(self) -> Nodes:
