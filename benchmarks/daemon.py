@@ -33,12 +33,14 @@ class Daemon:
         target: Address where it listens, `HOST:PORT`.
         metrics: URL of its metrics; empty when it serves none.
         ready_seconds: Seconds from its start to its line on stdout.
+        health: Address where it answers probes for health; empty when there is none.
     """
 
     process: subprocess.Popen[str]
     target: str
     metrics: str
     ready_seconds: float
+    health: str = ""
 
     def stop(self) -> int:
         """Sends SIGTERM, waits for the end, and returns the exit code."""
@@ -85,7 +87,8 @@ def daemon(
         if "ready" not in line:
             raise RuntimeError(f"the daemon did not start; exit code {process.wait()}")
         fields = dict(field.split("=", 1) for field in line.split() if "=" in field)
-        running = Daemon(process, fields["listening"], fields.get("metrics", ""), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        running = Daemon(process, fields["listening"], fields.get("metrics", ""), seconds, fields.get("health", ""))
         yield running
     finally:
         if process.poll() is None:

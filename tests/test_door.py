@@ -91,7 +91,8 @@ def locked(folder: Path, store: Path) -> Iterator[Daemon]:
     """A daemon that asks for certificates and for tokens."""
     ours = folder / "ours"
     mutual = ("--tls-client-ca", str(ours / "ca.crt"), "--clients", str(ours / "clients.toml"))
-    with daemon("--store", str(store), "--threads", "1", *tls(folder), *mutual) as running:
+    probed = ("--health-listen", "127.0.0.1:0")
+    with daemon("--store", str(store), "--threads", "1", *tls(folder), *mutual, *probed) as running:
         yield running
 
 
@@ -130,6 +131,12 @@ def test_rights_are_respected_on_every_method(locked: Daemon, folder: Path, name
     for method, code in found.items():
         assert (code != "PERMISSION_DENIED") == (name in {"full", RIGHT_OF[method]}), found
         assert code != "UNAUTHENTICATED"
+
+
+def test_probes_are_told_of_health_without_credentials_and_of_nothing_else(locked: Daemon) -> None:
+    with grpc.insecure_channel(locked.health) as to:
+        found = {method: status(to, method, Credentials()) for method in PATHS}
+    assert found == {method: "OK" if method in HEALTH else "UNIMPLEMENTED" for method in PATHS}
 
 
 def test_a_certificate_alone_names_a_client_and_a_wrong_token_beside_it_does_not(locked: Daemon, folder: Path) -> None:

@@ -69,6 +69,9 @@ def serve(
     open_health: Annotated[
         bool | None, typer.Option("--open-health", help="Answer health checks of clients without credentials.")
     ] = None,
+    health_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT for gRPC's health service alone, for probes; in the clear.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; each holds all models.")] = None,
     cluster: Annotated[
         str | None, typer.Option(help="Ray cluster to run the workers on: HOST:PORT, or auto for an own one.")

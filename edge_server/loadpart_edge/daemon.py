@@ -139,10 +139,14 @@ class Daemon:
         scheduler.hosts.on_shares = self._models.weigh
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         server.add_generic_rpc_handlers((service.handler(door), health.handler(door, is_open=settings.open_health)))
+        probed = grpc.aio.server(options=_SERVER_OPTIONS)
+        probed.add_generic_rpc_handlers((health.handler(door, is_open=True),))
         with self._metrics_server() as metrics_address:
             endpoint = settings.listen.bind(server, settings.tls)
+            probed_at = settings.health_listen.bind(probed, field="health_listen") if settings.health_listen else None
             self._warn_of_openness(endpoint, metrics_address)
             await server.start()
+            await probed.start()
             board.start()
             watching = [asyncio.create_task(self._watch(health, service, scheduler, board))]
             try:
@@ -152,7 +156,7 @@ class Daemon:
                     gc.freeze()  # modules and graphs live as long as the process; collections skip them now
                     service.ready = True
                     health.set_all(True)
-                    print(self._ready_line(endpoint, metrics_address), flush=True)  # the promised line
+                    print(self._ready_line(endpoint, metrics_address, probed_at), flush=True)  # the promised line
                     await stop.wait()
                     log.info("draining: %d running, %d waiting", scheduler.running, scheduler.queue_length)
                     health.set_all(False)
@@ -168,7 +172,8 @@ class Daemon:
                     task.cancel()
                 await asyncio.gather(*watching, return_exceptions=True)
                 await board.close()
-                await server.stop(0 if stop_now.is_set() else _GRACE_SECONDS)
+                grace = 0 if stop_now.is_set() else _GRACE_SECONDS
+                await asyncio.gather(server.stop(grace), probed.stop(grace))
                 await scheduler.close()
                 hurrying.cancel()
         log.info("stopped")
@@ -264,11 +269,12 @@ class Daemon:
         self._built += 1
         self._on_progress(min(self._built, self._to_build), self._to_build)
 
-    def _ready_line(self, endpoint: Endpoint, metrics_address: str | None) -> str:
+    def _ready_line(self, endpoint: Endpoint, metrics_address: str | None, probed_at: Endpoint | None) -> str:
         scheme = "https" if self._settings.metrics_tls else "http"
         metrics = f" metrics={scheme}://{metrics_address}/metrics" if metrics_address else ""
+        health = f" health={probed_at}" if probed_at else ""
         models = ",".join(model.name for model in self._models)
-        return f"loadpart-edge ready: listening={endpoint}{metrics} models={models}"
+        return f"loadpart-edge ready: listening={endpoint}{metrics}{health} models={models}"
 
     @contextlib.contextmanager
     def _metrics_server(self) -> Iterator[str | None]:

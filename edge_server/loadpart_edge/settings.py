@@ -121,6 +121,11 @@ class Settings(BaseSettings):
     open_health: bool = Field(
         False, description="let any client ask for health, as orchestrators do, which have no credentials"
     )
+    health_listen: Annotated[InstanceOf[Endpoint] | None, BeforeValidator(_endpoint)] = Field(
+        None,
+        description="HOST:PORT for gRPC's health service alone, in the clear and for everybody, as the probes of "
+        "Kubernetes need it; none is served there when not given",
+    )
     workers: int = Field(
         default_factory=lambda: max(1, usable_cores() // 4),
         ge=1,

@@ -99,12 +99,13 @@ class Endpoint:
             return grpc.insecure_channel(self.target, options=every)
         return grpc.secure_channel(self.target, secure, options=every)
 
-    def bind(self, server: grpc.aio.Server, tls: ServerTls | None = None) -> Endpoint:
+    def bind(self, server: grpc.aio.Server, tls: ServerTls | None = None, field: str = "listen") -> Endpoint:
         """Makes a server listen here; returns the actual endpoint, with a free port in place of port 0.
 
         Args:
             server: The server.
             tls: How it encrypts; None for in the clear.
+            field: Name of the setting, for the message.
 
         Raises:
             SettingsError: The port is in use, the address is not one of this machine, or a certificate cannot be read.
@@ -115,7 +116,7 @@ class Endpoint:
             else:
                 port = server.add_secure_port(self.target, tls.server_credentials())
         except RuntimeError as error:
-            raise SettingsError(f"listen: cannot listen on {self.target}: is the port in use? ({error})") from error
+            raise SettingsError(f"{field}: cannot listen on {self.target}: is the port in use? ({error})") from error
         return Endpoint(f"{self.target.rpartition(':')[0]}:{port}")
 
     def __str__(self) -> str:
