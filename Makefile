@@ -35,7 +35,7 @@ test-slow: setup  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -n 0 -m slow --timeout 1800
 
 .PHONY: test-fleet
-test-fleet: setup  ## run the tests with a Ray cluster on this machine (a minute)
+test-fleet: setup  ## run the tests with Ray clusters on this machine (five minutes)
 	@$(BIN)/python -m pytest -n 0 -m fleet
 
 .PHONY: lint
@@ -109,8 +109,9 @@ bench-decision: setup  ## hulls against brute force, microseconds a decision
 	@$(BIN)/python -m benchmarks.decision
 
 .PHONY: bench-fleet
-bench-fleet: setup  ## three servers to choose from, while links and loads change (5 minutes, root; QUICK=1: three)
+bench-fleet: setup  ## three servers to choose from, while links and loads change; workers on nodes (10 minutes, root; QUICK=1: five)
 	@$(BIN)/python -m benchmarks.fleet $(if $(QUICK),--quick)
+	@$(BIN)/python -m benchmarks.cluster $(if $(QUICK),--quick)
 
 .PHONY: bench-link
 bench-link: setup  ## the link estimator against shaped links (root)

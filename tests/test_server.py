@@ -184,6 +184,9 @@ def test_metrics_count_what_happened(client: RawClient, server: Daemon) -> None:
     assert metric(server.metrics, "loadpart_edge_phase_seconds_count", model="tiny", phase="tail") >= 1
     assert metric(server.metrics, "loadpart_edge_queue_length") == 0
     assert metric(server.metrics, "loadpart_edge_slow_down") >= 1
+    assert metric(server.metrics, "loadpart_edge_host_slow_down", host="local") >= 1
+    workers = metric(server.metrics, "loadpart_edge_workers")
+    assert metric(server.metrics, "loadpart_edge_host_workers", host="local") == workers >= 1
     assert metric(server.metrics, "loadpart_edge_worker_resident_bytes", worker="0") > 1e6
     assert metric(server.metrics, "loadpart_edge_worker_restarts_total") == 0
     with urllib.request.urlopen(server.metrics, timeout=10) as response:

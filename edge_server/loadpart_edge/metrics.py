@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import grpc
 
     from loadpart_common.planning.plan import PlanKey
+    from loadpart_edge.scheduling.hosts import Hosts
     from loadpart_edge.scheduling.job import Served
     from loadpart_edge.scheduling.scheduler import Scheduler
     from loadpart_edge.scheduling.status import StatusBoard
@@ -77,6 +80,7 @@ class Metrics:
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"loadpart_edge_{name}", text, registry=self.registry)
 
+        self.registry.register(_HostMetrics(scheduler.hosts))
         gauge("held_bytes", "Bytes of requests that are held").set_function(held_bytes)
         gauge("queue_length", "Jobs waiting for a worker").set_function(lambda: scheduler.queue_length)
         gauge("workers", "Workers that take jobs").set_function(lambda: scheduler.live_workers)
@@ -101,3 +105,23 @@ class Metrics:
         gauge("gpu_utilisation", "Share of the busiest GPU in use, 0 to 1; NaN where there is none").set_function(
             lambda: float("nan") if board.gpu is None else board.gpu
         )
+
+
+class _HostMetrics(Collector):
+    """Gauges of the machines that have workers when they are scraped."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Gives the gauges, with a label for each machine."""
+        hosts = self._hosts.live
+        for name, text, values in (
+            ("workers", "Workers that take jobs, by machine", [host.workers for host in hosts]),
+            ("slow_down", "Measured over predicted tail time, by machine", [host.slow_down.value for host in hosts]),
+            ("dispatch_seconds", "Seconds to a worker and back, by machine", [host.dispatch.value for host in hosts]),
+        ):
+            family = GaugeMetricFamily(f"loadpart_edge_host_{name}", text, labels=["host"])
+            for host, value in zip(hosts, values, strict=True):
+                family.add_metric([host.name], value)
+            yield family

@@ -73,6 +73,11 @@ class Hosts:
         return host
 
     @property
+    def live(self) -> list[Host]:
+        """The machines that have workers now."""
+        return [host for host in self._by_name.values() if host.workers]
+
+    @property
     def slow_down(self) -> float:
         """Mean slow-down of the machines; 1 without any."""
         return sum(share * self[name].slow_down.value for name, share in self.shares.items()) or 1.0
@@ -83,7 +88,7 @@ class Hosts:
         return sum(share * self[name].dispatch.value for name, share in self.shares.items())
 
     def _weigh(self) -> None:
-        live = [host for host in self._by_name.values() if host.workers]
+        live = self.live
         if not live:
             return
         are_measured = all(host.canary_seconds for host in live)
