@@ -171,6 +171,7 @@ def bare_actor(cluster: Nodes, core: int) -> Iterator[Callable[[bytes], float]]:
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_call_bare, args=(theirs, cluster.address, cluster.environment, core))
     process.start()
+    theirs.close()  # so that its end is noticed
     ours.recv()  # it is ready
 
     def call(data: bytes) -> float:

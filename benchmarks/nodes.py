@@ -45,6 +45,12 @@ class Node:
             return [top, *top.children(recursive=True)]
         return []
 
+    @property
+    def id(self) -> str:
+        """Ray's name of the node."""
+        (raylet,) = self.of("raylet/raylet")
+        return next(argument.split("=")[1] for argument in raylet.cmdline() if argument.startswith("--node_id="))
+
     def of(self, name: str) -> list[psutil.Process]:
         """Its processes that have a word in their command lines."""
         found = []
@@ -130,6 +136,17 @@ class Nodes:
             node.wait()
         self.live += added
         return added
+
+    def drain(self, node: Node) -> None:
+        """Tells the cluster that a node is taken away soon."""
+        command = ["ray", "drain-node", "--address", self.address, "--node-id", node.id]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "it is taken away"]
+        command += ["--deadline-remaining-seconds", "60"]
+        told = subprocess.run(
+            [BIN / command[0], *command[1:]], env=os.environ | self.environment, capture_output=True, check=False
+        )
+        if told.returncode:
+            raise RuntimeError(f"node {node.address} is not drained: {told.stderr.decode()}")
 
     def lose(self, node: Node, number: signal.Signals = signal.SIGKILL) -> None:
         """Sends a signal to all processes of a node, which does not count as live from now on."""

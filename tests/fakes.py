@@ -38,6 +38,8 @@ class FakeWorker:
         self.is_closed = False
         self.refusal: OffloadError | None = None
         self.starved = 0.0
+        self.may_close = asyncio.Event()
+        self.may_close.set()
 
     def run(self, job: Job, on_outcome: OnOutcome) -> None:
         if self.refusal is not None:
@@ -69,6 +71,7 @@ class FakeWorker:
 
     async def close(self) -> None:
         self.is_closed = True
+        await self.may_close.wait()
 
 
 class FakeWorkers:

@@ -13,11 +13,17 @@ import numpy as np
 import psutil
 import pytest
 from benchmarks.daemon import daemon
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadpart_common.errors import ModelError, SettingsError
+from loadpart_common.planning.plan import PlanKey
 from loadpart_common.store.model_store import ModelStore
+from loadpart_common.wire.framing import EncodedTensor
 from loadpart_device import OffloadClient
 from loadpart_edge.settings import load_settings
+from loadpart_edge.workers.base import Job
+from loadpart_edge.workers.cluster.messages import pack, unpack
 from loadpart_edge.workers.cluster.node_store import ModelFile, NodeStore
 from tests.support import eventually, inputs_for
 
@@ -103,6 +109,21 @@ def test_the_worker_is_as_nice_as_the_daemon(clustered: Daemon) -> None:
 
 
 @pytest.mark.fleet
+def test_the_confined_process_does_not_know_the_token_of_the_cluster(clustered: Daemon) -> None:
+    agent = worker_process(clustered).parent()
+    assert agent is not None
+    assert "RAY_AUTH_TOKEN" in agent.environ()
+    assert not [name for name in worker_process(clustered).environ() if name.startswith("RAY_")]
+
+
+@pytest.mark.fleet
+def test_an_own_cluster_listens_to_this_machine_alone(clustered: Daemon) -> None:
+    processes = [psutil.Process(clustered.process.pid), *descendants(clustered)]
+    bound = {each.laddr.ip for process in processes for each in process.net_connections() if each.status == "LISTEN"}
+    assert bound <= {"127.0.0.1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.fleet
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_of_an_own_cluster_is_left_when_the_daemon_has_ended(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -135,6 +156,18 @@ def test_resources_are_read_as_names_and_amounts() -> None:
     assert load_settings({"worker_resources": "CPU=4, GPU=0.5"}).worker_resources == {"CPU": 4.0, "GPU": 0.5}
 
 
+TENSORS = st.lists(st.tuples(st.binary(max_size=40), st.booleans()), max_size=4)
+
+
+@given(tensors=TENSORS, digest=st.text(max_size=8), cut=st.integers(0, 99), batch=st.integers(1, 9))
+def test_a_job_comes_to_a_node_as_it_was(tensors: list[tuple[bytes, bool]], digest: str, cut: int, batch: int) -> None:
+    encoded = tuple(
+        EncodedTensor(np.dtype("float32"), (-1, len(data)), memoryview(data), is_raw) for data, is_raw in tensors
+    )
+    job = Job(digest, PlanKey(cut, "raw"), batch, encoded, "q8")
+    assert unpack(pack(job)) == job
+
+
 def test_a_node_keeps_only_the_file_that_was_announced(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +182,8 @@ def test_a_node_keeps_only_the_file_that_was_announced(
         with pytest.raises(ModelError, match=rf"model {manifest.digest[:12]}\.\.\.: expected .* got"):
             node.receive(model, last)
         assert node.find(manifest.digest) is None
+    node.receive(model, data[:-1])
+    assert node.find(manifest.digest) is None, "and what came to no end is dropped"
     for piece in (*(data[start : start + 100] for start in range(0, len(data), 100)), b""):
         node.receive(model, piece)
     found = node.find(manifest.digest)

@@ -97,11 +97,12 @@ class Answers:
         (self._expected,) = self.one()
         self.seconds: list[float] = []
         self.wrong: list[str] = []
+        self.refused: list[tuple[float, str]] = []  # when they were begun
 
     def one(self) -> list[np.ndarray]:
         return self.raw.infer_bytes(self.request)
 
-    def many(self, count: int, meanwhile: Callable[[], object], *, allowed: type[Exception] | tuple[()] = ()) -> None:
+    def many(self, count: int, meanwhile: Callable[[], object]) -> None:
         """Sends so many requests, and does something when a third is answered."""
         third = threading.Semaphore(0)
 
@@ -111,8 +112,8 @@ class Answers:
                 (output,) = self.one()
                 if not np.array_equal(output, self._expected):
                     self.wrong.append("other bits")
-            except allowed:
-                pass
+            except UnavailableError as error:
+                self.refused.append((started, repr(error)))
             except Exception as error:
                 self.wrong.append(repr(error))
             self.seconds.append(time.perf_counter() - started)
@@ -185,7 +186,7 @@ def test_no_answer_is_lost_or_late_when(
 
     answers.many(300, watch)
     print(f"{what}: longest {max(answers.seconds):.2f} s, in the status after {seen[0]:.2f} s")
-    assert answers.wrong == []
+    assert answers.wrong == answers.refused == []
     assert max(answers.seconds) < longest_seconds
     assert seen[0] < seen_seconds
 
@@ -196,6 +197,25 @@ def test_a_node_that_comes_in_place_of_another_gets_its_worker_soon(site: Site) 
     eventually(lambda: site.workers == 2, "the loss is noticed")
     site.nodes.add()
     eventually(lambda: site.workers == 3, "the seat is filled", 8)
+
+
+def test_a_node_that_is_drained_gets_no_more_jobs_and_no_other_one_is_disturbed(site: Site, answers: Answers) -> None:
+    (leaving, *others) = site.nodes.live
+    before = {process for node in others for process in node.of(WORKER)}
+    answers.many(300, lambda: site.nodes.drain(leaving))
+    assert answers.wrong == answers.refused == []
+    eventually(lambda: not leaving.of(WORKER), "its worker has left", 10)
+    eventually(lambda: site.workers == 2, "two are left", 5)
+    assert before == {process for node in others for process in node.of(WORKER)}
+    site.nodes.lose(leaving)
+
+
+def test_a_node_may_have_room_for_two_workers(site: Site) -> None:
+    site.fill(1)
+    (node,) = site.nodes.add(1, workers=2)
+    eventually(lambda: site.workers == 3, "three workers")
+    assert len(node.of(WORKER)) == 2
+    site.nodes.lose(node)
 
 
 def test_a_site_whose_nodes_all_go_and_come_back_serves_again(site: Site, cache: Path) -> None:
@@ -241,8 +261,11 @@ def test_a_daemon_that_starts_before_its_nodes_serves_with_the_first(store: Path
                 eventually(lambda: client.infer(*inputs).plan.location == "offload", "the device offloads", 10)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        process.communicate()
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_jobs_of_those_who_left_never_run_and_a_full_queue_says_when_to_come_back(site: Site) -> None:
@@ -252,7 +275,7 @@ def test_jobs_of_those_who_left_never_run_and_a_full_queue_says_when_to_come_bac
     before = ran()
     answers = Answers(site.server.target)
     with RawClient(site.server.target) as leaving, ThreadPoolExecutor(1) as pool:
-        worker.send_signal(signal.SIGSTOP)
+        worker.send_signal(signal.SIGSTOP)  # for less than the two seconds after which it is given up
         first = pool.submit(answers.one)
         eventually(lambda: metric(site.server.metrics, "loadpart_edge_running") == 1, "it has the job", 1)
         begun = leaving.channel.unary_unary("/loadpart.v1.Offload/Infer")
@@ -279,7 +302,7 @@ def test_no_answer_is_lost_while_the_control_service_is_away_and_comes_back(site
     answers.many(100, lambda: None)
     kill_worker(site)
     answers.many(100, start)
-    assert answers.wrong == []
+    assert answers.wrong == answers.refused == []
     assert max(answers.seconds) < 3
     eventually(lambda: site.workers == 3, "the worker is replaced")
     assert site.server.process.poll() is None
@@ -319,9 +342,17 @@ def test_the_end_of_the_daemon_under_load_loses_nothing_and_leaves_nothing(store
     before = [process for node in site.nodes.live for process in node.of(WORKER) + node.of(AGENT)]
     with daemon(*served(store, site.nodes, *BESIDE), environment=site.nodes.environment) as server:
         answers = Answers(server.target)
-        answers.many(300, lambda: server.process.send_signal(signal.SIGTERM), allowed=UnavailableError)
+        told: list[float] = []
+
+        def end() -> None:
+            told.append(time.perf_counter())
+            server.process.send_signal(signal.SIGTERM)
+
+        answers.many(300, end)
         answers.close()
         assert server.process.wait(30) == 0
+    assert [wrong for begun, wrong in answers.refused if begun < told[0]] == [], "what was begun is answered"
+    assert answers.refused, "what came later is refused"
     assert answers.wrong == []
 
     def left() -> set[psutil.Process]:

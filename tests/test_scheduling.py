@@ -285,6 +285,20 @@ def test_machines_that_come_and_go_are_not_remembered_for_ever() -> None:
     assert hosts.shares == {"stays": 1.0}
 
 
+def test_nothing_is_timed_on_machines_that_are_forgotten() -> None:
+    async def test() -> None:
+        factory = FakeWorkers(hosts=tuple(f"host-{number}" for number in range(MOST_KEPT + 2)))
+        scheduler = Scheduler(factory, seats=MOST_KEPT + 1, queue_limit=8, preparations=(CANARY,), canary=CANARY)
+        await scheduler.start()
+        assert len(scheduler._canaries) == MOST_KEPT + 1
+        scheduler.resize(1)
+        await until(lambda: scheduler.live_workers == 1 and len(scheduler._canaries) <= MOST_KEPT)
+        assert set(scheduler._canaries) == set(scheduler.hosts._by_name)
+        await scheduler.close()
+
+    run(test())
+
+
 def two_hosts(**seconds: float) -> tuple[Bench, list[QueuedJob]]:
     """A quick and a slow worker, the slow one in the first seat, and jobs that take so long on each."""
     bench = Bench(seats=2)
@@ -381,6 +395,50 @@ def test_a_worker_whose_machine_is_taken_away_is_replaced_when_it_has_done_what_
         factory.made[1].finish()
         assert (await second).outcome.tensors == b"\x02"
         assert restarts == [], "nothing has failed"
+        await scheduler.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("way", ["the daemon ends", "there are to be fewer"])
+def test_a_seat_whose_worker_takes_long_to_leave_may_be_given_up(way: str) -> None:
+    async def test() -> None:
+        factory = FakeWorkers()
+        scheduler = Scheduler(factory, seats=1, queue_limit=8, preparations=(CANARY,))
+        await scheduler.start()
+        (leaving,) = factory.made
+        leaving.may_close.clear()
+        leaving.leaving.set_result(None)
+        await until(lambda: leaving.is_closed)
+        ending = asyncio.create_task(scheduler.close()) if way == "the daemon ends" else None
+        scheduler.resize(0)
+        await turns()
+        leaving.may_close.set()
+        await (ending or scheduler.close())
+        assert factory.made == [leaving], "no other one is started"
+
+    run(test())
+
+
+def test_who_leaves_anyway_is_given_up_first() -> None:
+    async def test() -> None:
+        factory = FakeWorkers(hosts=("slow", "quick"))
+        scheduler = Scheduler(factory, seats=2, queue_limit=8, preparations=(CANARY,))
+        await scheduler.start()
+        scheduler.hosts["slow"].slow_down.record(1.0, 3.0)
+        running = [asyncio.create_task(scheduler.run(job(number), lambda _: 0.1)) for number in range(2)]
+        await until(lambda: scheduler.running == 2)
+        slow, quick = sorted(factory.made, key=lambda worker: worker.host == "quick")
+        quick.leaving.set_result(None)
+        await turns()
+        scheduler.resize(1)
+        slow.finish()
+        quick.finish()
+        await asyncio.gather(*running)
+        await until(lambda: quick.is_closed)
+        await turns()
+        assert not slow.is_closed
+        assert len(factory.made) == 2
         await scheduler.close()
 
     run(test())

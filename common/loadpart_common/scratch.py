@@ -24,20 +24,21 @@ class ScratchFolder:
     whoever makes a folder of the same prefix next, in the same place, finds it abandoned and removes it.
 
     Attributes:
-        path: The folder, in the place of `tempfile.gettempdir`.
+        path: The folder.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, place: Path | None = None) -> None:
         """Removes abandoned folders of a prefix, and makes a folder.
 
         Args:
-            prefix: How the folder's name starts. Nothing else in the temporary folder may be named like this.
+            prefix: How the folder's name starts. Nothing else in the place may be named like this.
+            place: Where it is made; `tempfile.gettempdir` when not given.
 
         Raises:
             OSError: The folder cannot be made.
         """
-        remove_abandoned(prefix)
-        self.path, descriptor = _make(prefix)
+        remove_abandoned(prefix, place)
+        self.path, descriptor = _make(prefix, place)
         self._finalizer = weakref.finalize(self, _remove, self.path, descriptor)
 
     def __enter__(self) -> Self:
@@ -51,25 +52,25 @@ class ScratchFolder:
         self._finalizer()
 
 
-def remove_abandoned(prefix: str) -> None:
-    """Removes this user's scratch folders of a prefix whose owners are gone.
+def remove_abandoned(prefix: str, place: Path | None = None) -> None:
+    """Removes this user's scratch folders of a prefix, in a place, whose owners are gone.
 
     Folders that cannot be removed stay; whoever comes next tries again.
     """
     with contextlib.suppress(OSError):
-        place = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(place or tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for name in os.listdir(place):
+            for name in os.listdir(descriptor):
                 if name.startswith(prefix):
-                    _remove_if_abandoned(place, name)
+                    _remove_if_abandoned(descriptor, name)
         finally:
-            os.close(place)
+            os.close(descriptor)
 
 
-def _make(prefix: str) -> tuple[Path, int]:
+def _make(prefix: str, place: Path | None) -> tuple[Path, int]:
     """A new folder, and the descriptor that holds its lock."""
     while True:
-        path = Path(tempfile.mkdtemp(prefix=prefix))
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         try:
             descriptor = os.open(path, _FOLDER)
         except FileNotFoundError:

@@ -111,10 +111,12 @@ class Daemon:
             stop_now.set()
 
         cluster.excluded.add_done_callback(end)
+        code = 1
         try:
             await self._serve(stop, stop_now, cluster, cluster)
+            code = int(cluster.excluded.done())
         finally:
-            await cluster.close()
+            await cluster.close(code)
         if cluster.excluded.done():
             raise UnavailableError("cluster: the node of this machine is lost, and with it the way to all workers")
 

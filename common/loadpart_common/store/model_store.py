@@ -9,18 +9,18 @@ import contextlib
 import hashlib
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadpart_common.errors import ModelError, ModelNotFoundError, OffloadError
 from loadpart_common.files import file_state, read_regular, write_atomically
 from loadpart_common.formats.registry import FORMATS, format_of
+from loadpart_common.scratch import ScratchFolder
 from loadpart_common.store.manifest import MOST_BYTES, Manifest, outdated_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from loadpart_common.files import FileState
     from loadpart_common.formats.base import OpenModel
@@ -119,8 +119,8 @@ class ModelStore:
         if not _NAME.fullmatch(name):
             raise ModelError(f"expected a model name of letters, digits, '.', '_' and '-', got {name!r}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".adding-") as folder:
-            path = Path(folder) / f"model{FORMATS[model_format].suffix}"
+        with ScratchFolder(".adding-", self.folder) as scratch:  # goes with the next one if this process is killed
+            path = scratch.path / f"model{FORMATS[model_format].suffix}"
             yield path
             path.chmod(0o644)
             target = self.folder / name

@@ -61,7 +61,7 @@ class Canary:
                 if (seconds := await self._run(row)) is not None:
                     expected[row] = min(expected[row], seconds)
         while True:
-            is_slow = slow_down.value > _SLOW
+            is_slow = slow_down.value > _SLOW and self._host.workers > 0
             period, row = (_PERIOD_SECONDS_SLOW, _ROW_SECONDS) if is_slow else (_PERIOD_SECONDS, 0.0)
             await self._sleep(max(period - slow_down.age_seconds, _PERIOD_SECONDS_SLOW))
             if slow_down.age_seconds < period:

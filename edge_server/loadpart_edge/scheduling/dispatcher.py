@@ -119,12 +119,12 @@ class Dispatcher:
         self.seats.append(seat)
         return seat
 
-    def worth(self, seat: Seat) -> tuple[bool, float, bool]:
-        """What orders seats by what is lost without them: no worker, a slow one, an idle one, one that is at work."""
+    def worth(self, seat: Seat) -> tuple[bool, bool, float, bool]:
+        """What orders seats by what is lost without them: no worker, one that leaves, a slow, an idle, a busy one."""
         if seat.worker is None:
-            return False, 0.0, False
+            return False, False, 0.0, False
         host = self._hosts[seat.worker.host]
-        return True, -host.canary_seconds * host.slow_down.value, not seat.is_idle
+        return True, not seat.is_retiring, -host.canary_seconds * host.slow_down.value, not seat.is_idle
 
     def remove_seat(self, seat: Seat) -> None:
         """Does without a seat, whose worker has gone."""

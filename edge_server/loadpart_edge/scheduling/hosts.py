@@ -42,12 +42,14 @@ class Hosts:
         shares: Of the jobs that each machine with workers gets while all are busy, by name: as its workers and their
             speeds by the canary. The last ones that were there while there are none.
         on_shares: Called with the shares when they have changed.
+        on_forgotten: Called with the name of a machine of which nothing is known any more.
     """
 
     def __init__(self) -> None:
         self._by_name: dict[str, Host] = {}
         self.shares: dict[str, float] = {}
         self.on_shares: Callable[[Mapping[str, float]], None] = lambda _: None
+        self.on_forgotten: Callable[[str], None] = lambda _: None
 
     def joined(self, name: str) -> None:
         """Notes that a machine has one more worker."""
@@ -58,7 +60,9 @@ class Hosts:
         """Notes that a machine has one worker less."""
         self[name].workers -= 1
         if len(self._by_name) > MOST_KEPT:
-            self._by_name = {name: host for name, host in self._by_name.items() if host.workers}
+            for gone in [host.name for host in self._by_name.values() if not host.workers]:
+                del self._by_name[gone]
+                self.on_forgotten(gone)
         self._weigh()
 
     def measured(self, name: str, canary_seconds: float) -> None:
@@ -75,7 +79,7 @@ class Hosts:
     @property
     def live(self) -> list[Host]:
         """The machines that have workers now."""
-        return [host for host in self._by_name.values() if host.workers]
+        return [host for host in list(self._by_name.values()) if host.workers]  # also on a thread that reads metrics
 
     @property
     def slow_down(self) -> float:

@@ -80,6 +80,7 @@ class Scheduler:
         self._admission = Admission(self._queue, self._builds, self._dispatcher, self.hosts)
         self._supervisor = Supervisor(self._dispatcher, factory, on_restart, waits_for_all=waits_for_all)
         self._canaries: dict[str, asyncio.Task[None]] = {}
+        self.hosts.on_forgotten = self._forget_canary
         self._prepared = asyncio.Event()
         self._idle = asyncio.Event()
         self._is_change_due = False
@@ -207,6 +208,10 @@ class Scheduler:
             if worker.host not in self._canaries:
                 self._canaries[worker.host] = asyncio.create_task(self._keep_canary(worker.host, preparation))
         self._on_prepared(worker, preparation, answer)
+
+    def _forget_canary(self, host: str) -> None:
+        if host in self._canaries:
+            self._canaries.pop(host).cancel()
 
     async def _keep_canary(self, host: str, canary: Preparation) -> None:
         once = canary._replace(runs=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -160,11 +159,13 @@ class Supervisor:
         finally:
             seat.worker = None
             closing = asyncio.ensure_future(worker.close())
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 await asyncio.shield(closing)
-            if not closing.done():  # cancelled while it waited: the worker still has to end
+            except asyncio.CancelledError:  # the worker still has to end
                 await closing
-            self._workers.discard(worker)
+                raise
+            finally:
+                self._workers.discard(worker)
 
     @property
     def _is_start_strict(self) -> bool:

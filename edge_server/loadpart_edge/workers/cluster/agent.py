@@ -71,16 +71,16 @@ class Agent:
         address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         return Place(address, ray.get_runtime_context().get_node_id(), version("loadpart"))
 
-    async def start(self, options: WorkerOptions, number: int) -> None:
+    async def start(self, options: WorkerOptions, share: int) -> None:
         """Starts the worker process.
 
         Args:
-            options: How it computes; with 0 threads it has as many as the node has cores.
-            number: Of this agent among those on its node.
+            options: How it computes; with 0 threads the workers share out the node's cores.
+            share: For how many workers the node has room.
         """
         log_to_stderr(options.log_level, "agent[%(process)d]")
-        options = options._replace(threads=options.threads or usable_cores())
-        self._worker = await LocalWorkers(self._models.__getitem__, options, workers=1).start(number)
+        options = options._replace(threads=options.threads or max(1, usable_cores() // share))
+        self._worker = await LocalWorkers(self._models.__getitem__, options, workers=None).start(0)
 
     async def has(self, model: ModelFile) -> bool:
         """Whether the node has the file of a model; if so, jobs for it may come."""

@@ -6,6 +6,7 @@ Nodes that are started by hand should have the same settings; docs/scaling.md li
 from __future__ import annotations
 
 import os
+import secrets
 
 OWN = "auto"
 """In place of a cluster's address: one of the daemon's own, on this machine."""
@@ -32,6 +33,7 @@ _OWN_SETTINGS = {
     # All of an own cluster is on this machine, and listens to this machine alone: a switch that Ray has for systems
     # where it runs no other clusters.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
 }
 
 
@@ -41,5 +43,6 @@ def prepare(address: str) -> None:
     Args:
         address: Address of the cluster, or `OWN`.
     """
-    for name, value in (SETTINGS | (_OWN_SETTINGS if address == OWN else {})).items():
+    own = _OWN_SETTINGS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # or Ray would keep one in the user's home
+    for name, value in (SETTINGS | (own if address == OWN else {})).items():
         os.environ.setdefault(name, value)

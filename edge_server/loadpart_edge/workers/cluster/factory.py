@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from functools import partial
 from importlib.metadata import version
@@ -36,7 +35,7 @@ _OWN_ADDRESS = "127.0.0.1"
 _OWN_OBJECT_STORE_BYTES = 100 << 20
 _NAMESPACE = "loadpart"
 _PERIOD_SECONDS = 0.5
-_CONNECT_SECONDS, _END_SECONDS = 30.0, 5.0
+_CONNECT_SECONDS, _START_SECONDS, _END_SECONDS = 30.0, 60.0, 5.0
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +44,12 @@ class Nodes(NamedTuple):
     """The nodes at a time.
 
     Attributes:
-        slots: Workers that the nodes have resources for, those that they have among them.
+        slots: Workers that each node has resources for, those that it has among them, by its id.
         leaving: Ids of nodes that are taken away soon.
         has_own: Whether that of the daemon is among them.
     """
 
-    slots: int
+    slots: dict[str, int]
     leaving: frozenset[str]
     has_own: bool
 
@@ -86,7 +85,7 @@ class ClusterWorkers:
         self._others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
         self._options = options._replace(threads=options.threads or int(resources.get("CPU", 0)))
         self._workers: set[ClusterWorker] = set()
-        self._numbers: set[tuple[str, int]] = set()  # of agents, by the addresses of their nodes
+        self._slots: dict[str, int] = {}  # by node
         self._following: asyncio.Task[None] | None = None
         self._ray = RayThread()
         self._agents: Any = None  # makes them; Ray's
@@ -106,7 +105,7 @@ class ClusterWorkers:
         except TimeoutError as error:
             self._ray.abandon(1)
             raise self._refused(f"no answer within {_CONNECT_SECONDS:g} s") from error
-        except (RayError, ConnectionError, ValueError, RuntimeError) as error:
+        except (RayError, OSError, ValueError, RuntimeError) as error:
             raise self._refused(error) from error
         self._following = asyncio.create_task(self._follow())
 
@@ -120,13 +119,15 @@ class ClusterWorkers:
         """Starts a worker where there is room; waits for that, if there is none.
 
         Raises:
-            InternalError: Its node was lost meanwhile.
+            InternalError: Its node was lost meanwhile, or hangs.
             SettingsError: Its node has another version of this software.
         """
         try:
             return await self._start(seat)
         except RayError as error:
             raise InternalError(f"its actor does not start: {' '.join(str(error).split())}") from error
+        except TimeoutError as error:
+            raise InternalError(f"its actor does not start a worker within {_START_SECONDS:g} s") from error
 
     async def _start(self, seat: int) -> ClusterWorker:
         agent = await self._ray.call(self._agents.remote)
@@ -134,24 +135,25 @@ class ClusterWorkers:
             undoing.callback(self._ray.send, partial(ray.kill, agent))
             place = await agent.place.remote()
             _check_version(place)
-            number = next(each for each in itertools.count() if (place.address, each) not in self._numbers)
-            self._numbers.add((place.address, number))
-            undoing.callback(self._numbers.discard, (place.address, number))
-            await agent.start.remote(self._options, number)
+            async with asyncio.timeout(_START_SECONDS):
+                await agent.start.remote(self._options, max(1, self._slots.get(place.node, 1)))
             undoing.pop_all()
         log.info("worker %d is on node %s (%s)", seat, place.address, place.node[:12])
 
         def end(worker: ClusterWorker) -> None:
             self._ray.send(partial(ray.kill, agent))
             self._workers.discard(worker)
-            self._numbers.discard((place.address, number))
 
         worker = ClusterWorker(agent, seat, place, self._files, end)
         self._workers.add(worker)
         return worker
 
-    async def close(self) -> None:
-        """Leaves the cluster; an own one ends."""
+    async def close(self, code: int) -> None:
+        """Leaves the cluster; an own one ends.
+
+        Args:
+            code: The exit code that the process will have.
+        """
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
@@ -160,7 +162,7 @@ class ClusterWorkers:
                 await self._ray.call(ray.shutdown)
         except TimeoutError:
             log.warning("the cluster's control service does not answer: it is left without its knowing")
-            self._ray.abandon(int(self.excluded.done()))
+            self._ray.abandon(code)
 
     async def _follow(self) -> None:
         while True:
@@ -172,7 +174,8 @@ class ClusterWorkers:
                 self._is_known = False
             else:
                 self._is_known = True
-                self.slots = nodes.slots
+                self._slots = nodes.slots
+                self.slots = sum(nodes.slots.values())
                 if not nodes.has_own and not self.excluded.done():
                     self.excluded.set_result(None)
                 for worker in self._workers:
@@ -187,7 +190,7 @@ class ClusterWorkers:
             how = {
                 "address": "local", "_node_ip_address": _OWN_ADDRESS, "include_dashboard": False,
                 "resources": self._others,
-                "object_store_memory": _OWN_OBJECT_STORE_BYTES,
+                "object_store_memory": _OWN_OBJECT_STORE_BYTES + 2 * self._options.max_message_bytes,
             }  # fmt: skip
         _let_the_daemon_log()
         ray.init(**how, namespace=_NAMESPACE, configure_logging=False, log_to_driver=False)
@@ -202,11 +205,11 @@ class ClusterWorkers:
     def _nodes(self) -> Nodes:
         leaving = frozenset(state.get_draining_nodes())
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-        slots = sum(
-            int(min(resources.get(name, 0) // amount for name, amount in self._resources.items()))
+        slots = {
+            node: int(min(resources.get(name, 0) // amount for name, amount in self._resources.items()))
             for node, resources in alive.items()
             if node not in leaving
-        )
+        }
         return Nodes(slots, leaving, ray.get_runtime_context().get_node_id() in alive)
 
 

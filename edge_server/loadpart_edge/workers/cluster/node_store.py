@@ -43,7 +43,11 @@ class NodeStore:
         self._incoming: dict[str, tuple[contextlib.ExitStack, Callable[[bytes], None]]] = {}
 
     def find(self, digest: str) -> StoredModel | None:
-        """A model that is there and whole."""
+        """A model that is there and whole; what was coming of it and came to no end is dropped."""
+        if digest in self._incoming:
+            stack, _ = self._incoming.pop(digest)
+            with contextlib.suppress(OffloadError):
+                stack.close()
         try:
             stored = self._store.open(digest[:_DIGEST_LETTERS])
         except OffloadError:  # not there, or damaged, which is as good

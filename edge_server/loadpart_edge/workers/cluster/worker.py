@@ -9,7 +9,7 @@ import pickle
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
 from loadpart_common.errors import InternalError, OffloadError
 from loadpart_common.files import open_regular
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from loadpart_edge.workers.cluster.agent import Place
 
 _PIECE_BYTES = 2 << 20
+_LARGE_BYTES = 2 << 20
+"""Beyond, a job is packed and handed to Ray on a thread: it takes milliseconds."""
+
+_OF_THIS_JOB = RayTaskError, ObjectStoreFullError, OutOfDiskError
+"""Errors that do not mean that the worker is lost."""
+
 _END_SECONDS = 6.0  # more than the agent takes to end its process
 
 log = logging.getLogger(__name__)
@@ -94,8 +100,12 @@ class ClusterWorker:
 
     def run(self, job: Job, on_outcome: OnOutcome) -> None:
         """See `Worker.run`."""
-        sent = pack(job)
-        self._ask(job.digest, lambda: self._agent.run.remote(sent), on_outcome)
+
+        def call() -> Any:
+            return self._agent.run.remote(pack(job))
+
+        is_large = sum(len(tensor.data) for tensor in job.tensors) > _LARGE_BYTES
+        self._ask(job.digest, call, on_outcome, is_large=is_large)
 
     def prepare(self, preparation: Preparation, on_prepared: OnPrepared) -> None:
         """See `Worker.prepare`."""
@@ -118,15 +128,19 @@ class ClusterWorker:
         self._is_closing = True
         for task in self._bringing:
             task.cancel()
-        if not self.lost.done():
-            with contextlib.suppress(TimeoutError, RayActorError):
-                async with asyncio.timeout(_END_SECONDS):
-                    await self._agent.close.remote()
-        self._on_end(self)
+        try:
+            if not self.lost.done():
+                with contextlib.suppress(TimeoutError, RayError):
+                    async with asyncio.timeout(_END_SECONDS):
+                        await self._agent.close.remote()
+        finally:
+            self._on_end(self)
 
-    def _ask(self, digest: str, call: Callable[[], Any], on_answer: Callable[[Any], None]) -> None:
+    def _ask(
+        self, digest: str, call: Callable[[], Any], on_answer: Callable[[Any], None], *, is_large: bool = False
+    ) -> None:
         """Has the agent do something for a model, whose file goes ahead if it does not know it yet."""
-        if digest in self._there:
+        if digest in self._there and not is_large:
             self._send(call(), on_answer)
             return
         task = self._loop.create_task(self._bring_and_ask(digest, call, on_answer))
@@ -135,17 +149,20 @@ class ClusterWorker:
 
     async def _bring_and_ask(self, digest: str, call: Callable[[], Any], on_answer: Callable[[Any], None]) -> None:
         try:
-            await self._files.bring(digest, self._agent, self.place.node)
-        except RayActorError:
-            self._lose()
+            if digest not in self._there:
+                await self._files.bring(digest, self._agent, self.place.node)
+                self._there.add(digest)
+            reference = await asyncio.to_thread(call)  # what is large waits for room in the object store
         except OffloadError as error:
             on_answer(error)
-        except Exception:
-            log.exception("a model does not come to node %s", self.place.node)
-            on_answer(InternalError("a model could not be brought to a node; the server's log has the details"))
+        except Exception as error:
+            if isinstance(error, RayError) and not isinstance(error, _OF_THIS_JOB):
+                self._lose()
+                return
+            log.exception("model or job do not come to node %s", self.place.node)
+            on_answer(InternalError("model or job could not be brought to a node; the server's log has the details"))
         else:
-            self._there.add(digest)
-            self._send(call(), on_answer)
+            self._send(reference, on_answer)
 
     def _send(self, reference: Any, on_answer: Callable[[Any], None]) -> None:  # Ray's
         """Hands out what a call gives, or notes that the worker is lost."""
@@ -165,11 +182,11 @@ class ClusterWorker:
             if isinstance(answer, bytes):
                 answer = pickle.loads(answer)  # of the agent's, which Ray would read the same way
             on_answer(answer.error if isinstance(answer, Failed) else answer)
-        elif isinstance(error, RayActorError):
-            self._lose()
-        else:
+        elif isinstance(error, _OF_THIS_JOB):
             log.error("worker %s on %s: a call failed", self.label, self.host, exc_info=error)
             on_answer(InternalError("the job failed inside the server; its log has the details"))
+        else:  # its node, its actor, or what it gave, is gone
+            self._lose()
 
     def _lose(self) -> None:
         if not self.lost.done():

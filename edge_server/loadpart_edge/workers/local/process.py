@@ -27,7 +27,7 @@ from loadpart_edge.workers.local.messages import (
 from loadpart_edge.workers.local.slot import Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from loadpart_edge.workers.base import Job, OnOutcome, OnPrepared, Preparation, RunnableModel, WorkerOptions
 
@@ -171,6 +171,11 @@ def waited_seconds(pid: int) -> dict[str, float]:
     return waited
 
 
+def without_ray(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables without those of Ray, which the token of the cluster is one of."""
+    return {name: value for name, value in variables.items() if not name.startswith("RAY_")}
+
+
 def _order(model: RunnableModel) -> tuple[str, str, str, str, str, str]:
     """What every message says of a model."""
     setup, manifest = model.setup, model.stored.manifest
@@ -180,13 +185,15 @@ def _order(model: RunnableModel) -> tuple[str, str, str, str, str, str]:
 class LocalWorkers:
     """Starts worker processes; see `workers.base.WorkerFactory`."""
 
-    def __init__(self, find_model: Callable[[str], RunnableModel], options: WorkerOptions, *, workers: int) -> None:
+    def __init__(
+        self, find_model: Callable[[str], RunnableModel], options: WorkerOptions, *, workers: int | None
+    ) -> None:
         """Makes a factory.
 
         Args:
             find_model: Gives the model with a digest.
             options: How a worker computes, and what it may take.
-            workers: How many workers there will be.
+            workers: How many workers there will be on this machine; None when others, too, start some.
         """
         self._find_model = find_model
         self._options = options
@@ -209,6 +216,7 @@ class LocalWorkers:
                 *(sys.executable, "-m", "loadpart_edge.workers.local.main", *map(str, arguments)),
                 pass_fds=descriptors,
                 stdin=asyncio.subprocess.DEVNULL,
+                env=without_ray(os.environ),
             )
             unless_started.pop_all()
         return WorkerProcess(process, ours, slot, self._find_model, seat)
@@ -217,4 +225,6 @@ class LocalWorkers:
         """The cores of a worker: its own when there are enough for all, or else any."""
         cores = sorted(os.sched_getaffinity(0), reverse=True)  # from the last on: the first one has interrupts to serve
         threads = self._options.threads
-        return cores[seat * threads : (seat + 1) * threads] if self._workers * threads <= len(cores) else cores
+        if self._workers is None or self._workers * threads > len(cores):
+            return cores
+        return cores[seat * threads : (seat + 1) * threads]
