@@ -410,10 +410,14 @@ def test_a_seat_whose_worker_takes_long_to_leave_may_be_given_up(way: str) -> No
         leaving.may_close.clear()
         leaving.leaving.set_result(None)
         await until(lambda: leaving.is_closed)
+        (keeper,) = scheduler._supervisor._tasks.values()
         ending = asyncio.create_task(scheduler.close()) if way == "the daemon ends" else None
-        scheduler.resize(0)
+        if ending is None:
+            scheduler.resize(0)
         await turns()
         leaving.may_close.set()
+        await until(keeper.done)
+        assert keeper.cancelled(), "it has ended, and as it was told to"
         await (ending or scheduler.close())
         assert factory.made == [leaving], "no other one is started"
 
