@@ -73,6 +73,7 @@ class Manifests:
             *self._references(),
             *self._probed_ports(),
             *self._selectors(),
+            *self._operators_ports(),
             *self._service_ports(),
             *self._scalers(),
         ]
@@ -127,6 +128,14 @@ class Manifests:
             for spread in pod.spec.get("topologySpreadConstraints", []):
                 if not spread["labelSelector"]["matchLabels"].items() <= pod.labels.items():
                     yield f"{pod.where}: spreads other pods than its own"
+
+    def _operators_ports(self) -> Iterator[str]:
+        """KubeRay adds ports to the first container of a pod, which names would then mean."""
+        for document in self.of("RayCluster"):
+            for pod in (each for each in self.pods if each.where.startswith(_where(document))):
+                for container in pod.containers[1:]:
+                    if any(port["name"] == "metrics" for port in container.get("ports", [])):
+                        yield f"{pod.where}: port 'metrics' of {container['name']} is hidden by Ray's"
 
     def _service_ports(self) -> Iterator[str]:
         for document in self.of("Service"):

@@ -30,7 +30,7 @@ RAY_CLUSTER = {
     "rayVersion": str,
     "authOptions": {"mode": str, "secretName": str},
     "enableInTreeAutoscaling": bool,
-    "autoscalerOptions": {"upscalingMode": str, "idleTimeoutSeconds": int},
+    "autoscalerOptions": {"upscalingMode": str, "idleTimeoutSeconds": int, "securityContext": dict},
     "headGroupSpec": {"rayStartParams": dict, "template": dict},
     "workerGroupSpecs": [
         {"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int, "rayStartParams": dict,
@@ -106,7 +106,7 @@ def test_the_daemon_takes_its_settings(manifests: Manifests) -> None:
     (pod,) = [pod for pod in manifests.pods if "daemon" in {container["name"] for container in pod.containers}]
     (daemon,) = [container for container in pod.containers if container["name"] == "daemon"]
     assert daemon["args"] == ["serve", "--config", "/etc/loadpart/edge.toml"]
-    ports = {port["name"]: port["containerPort"] for port in daemon["ports"]}
+    ports = {port["name"].removeprefix("edge-"): port["containerPort"] for port in daemon["ports"]}
     assert taken.health_listen is not None
     told = {"grpc": taken.listen.target, "health": taken.health_listen.target, "metrics": taken.metrics_listen}
     assert {name: f"0.0.0.0:{port}" for name, port in ports.items()} == told
@@ -118,12 +118,22 @@ def test_the_daemon_takes_its_settings(manifests: Manifests) -> None:
         assert any(path.is_relative_to(folder) for folder in mounted), path
 
 
+def test_workers_have_as_many_threads_as_their_pods_have_cores(manifests: Manifests) -> None:
+    (text,) = settings(manifests.documents)
+    taken = Settings(**tomllib.loads(text))
+    (pod,) = [pod for pod in manifests.pods if pod.labels.get("role") in (None, "worker")]
+    resources = pod.containers[0]["resources"]
+    assert int(resources["limits"]["cpu"]) == int(resources["requests"]["cpu"]) == taken.threads
+
+
 def test_nodes_have_the_settings_of_the_daemon() -> None:
     (path,) = [path for path in FILES if path.name == "cluster.yaml"]
     documents = read(path)
     (given,) = [each["data"] for each in documents if each["metadata"]["name"] == "loadpart-cluster-ray"]
     assert given == SETTINGS
     (cluster,) = [each["spec"] for each in documents if each["kind"] == "RayCluster"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
     (text,) = settings(documents)
     taken = Settings(**tomllib.loads(text))
     for group in cluster["workerGroupSpecs"]:
