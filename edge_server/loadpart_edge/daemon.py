@@ -141,14 +141,14 @@ class Daemon:
         scheduler.hosts.on_shares = self._models.weigh
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         server.add_generic_rpc_handlers((service.handler(door), health.handler(door, is_open=settings.open_health)))
-        probed = grpc.aio.server(options=_SERVER_OPTIONS)
-        probed.add_generic_rpc_handlers((health.handler(door, is_open=True),))
+        servers, probed_at = [server], None
         with self._metrics_server() as metrics_address:
             endpoint = settings.listen.bind(server, settings.tls)
-            probed_at = settings.health_listen.bind(probed, field="health_listen") if settings.health_listen else None
+            if settings.health_listen is not None:
+                probed, probed_at = _probed(settings.health_listen, health.handler(door, is_open=True))
+                servers.append(probed)
             self._warn_of_openness(endpoint, metrics_address)
-            await server.start()
-            await probed.start()
+            await asyncio.gather(*(each.start() for each in servers))
             board.start()
             watching = [asyncio.create_task(self._watch(health, service, scheduler, board))]
             try:
@@ -175,7 +175,7 @@ class Daemon:
                 await asyncio.gather(*watching, return_exceptions=True)
                 await board.close()
                 grace = 0 if stop_now.is_set() else _GRACE_SECONDS
-                await asyncio.gather(server.stop(grace), probed.stop(grace))
+                await asyncio.gather(*(each.stop(grace) for each in servers))
                 await scheduler.close()
                 hurrying.cancel()
         log.info("stopped")
@@ -288,6 +288,13 @@ class Daemon:
         server = MetricsServer(settings.metrics_listen, self._metrics.registry, settings.metrics_tls)
         with contextlib.closing(server):
             yield server.address
+
+
+def _probed(endpoint: Endpoint, health: grpc.GenericRpcHandler) -> tuple[grpc.aio.Server, Endpoint]:
+    """A server that tells of health alone, in the clear, and where it listens."""
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((health,))
+    return server, endpoint.bind(server, field="health_listen")
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

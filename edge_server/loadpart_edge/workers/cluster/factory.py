@@ -58,7 +58,6 @@ class ClusterWorkers:
     """Starts workers on a cluster; see `workers.base.WorkerFactory`.
 
     Attributes:
-        slots: Workers that there is room for.
         excluded: Done when the node of the daemon is lost, and with it the way into the cluster.
     """
 
@@ -90,8 +89,12 @@ class ClusterWorkers:
         self._ray = RayThread()
         self._agents: Any = None  # makes them; Ray's
         self._is_known = True
-        self.slots = 0
         self.excluded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def slots(self) -> int:
+        """Workers that there is room for."""
+        return sum(self._slots.values())
 
     async def connect(self) -> None:
         """Connects to the cluster, or starts an own one, and follows its nodes.
@@ -175,7 +178,6 @@ class ClusterWorkers:
             else:
                 self._is_known = True
                 self._slots = nodes.slots
-                self.slots = sum(nodes.slots.values())
                 if not nodes.has_own and not self.excluded.done():
                     self.excluded.set_result(None)
                 for worker in self._workers:
