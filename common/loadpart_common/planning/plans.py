@@ -39,30 +39,32 @@ class Plans:
     """The plans that may be chosen, ready for fast decisions.
 
     Attributes:
-        points: The plans, in the order of their keys.
+        points: The plans, in the order of their keys, so that the local one is the last.
     """
 
     def __init__(self, points: Sequence[Point]) -> None:
-        if not points:
-            raise ValueError("expected at least one plan")
         self.points = tuple(sorted(points, key=lambda point: point.key))
-        # Numbers and not an array: for a handful of plans numpy takes longer to call than this takes to run.
-        self._rows = [
-            (p.device_seconds, p.uplink_bytes, p.server_seconds, 0.0 if p.key.is_local else 1.0) for p in self.points
-        ]
+        if not self.points or not self.points[-1].key.is_local:
+            raise ValueError("expected the local plan among the plans")
+        # Numbers and not an array: for a handful of plans numpy takes longer to call than this takes to run. All are
+        # floats: Python multiplies two floats quicker than a float and an integer.
+        self._remote = [(p.device_seconds, float(p.uplink_bytes), p.server_seconds) for p in self.points[:-1]]
+        self._local_seconds = self.points[-1].device_seconds
         self._position = {point.key: position for position, point in enumerate(self.points)}
 
     def costs(self, weights: Weights, batch: int = 1) -> list[float]:
         """Cost of every plan in seconds, in the order of `points`: its predicted latency, and what it costs others."""
-        device = weights.device_slow_down * batch
-        link, free = weights.seconds_per_byte, weights.free_bytes
-        server = weights.server_slow_down * batch
-        fixed = weights.fixed_seconds + weights.externality_seconds
+        device, link, server, fixed, free, externality = weights
+        items = float(batch)
+        device *= items
+        server *= items
+        fixed += externality
         costs = []
-        for head, nbytes, tail, remote in self._rows:
-            cost = head * device + tail * server + remote * fixed
-            crossing = nbytes * batch - free
-            costs.append(cost + crossing * link if crossing > 0 else cost)
+        for head, nbytes, tail in self._remote:
+            cost = head * device + tail * server + fixed
+            crossing = nbytes * items - free
+            costs.append(cost + crossing * link if crossing > 0.0 else cost)
+        costs.append(self._local_seconds * device)
         return costs
 
     def position(self, key: PlanKey) -> int | None:
@@ -71,4 +73,5 @@ class Plans:
 
     def latency(self, position: int, costs: list[float], weights: Weights) -> float:
         """Predicted latency of a plan in seconds: its cost without what it costs others."""
-        return costs[position] - weights.externality_seconds * self._rows[position][3]
+        is_remote = position < len(self._remote)
+        return costs[position] - weights.externality_seconds if is_remote else costs[position]

@@ -345,11 +345,12 @@ def make_policy(policy: str | int, graph: Graph) -> Policy:
 
 def _usable(world: World) -> list[tuple[EdgeState, LinkReading, ServerLoad]]:
     """The servers that can be weighed, with their links and loads."""
-    return [
-        (state, link, load)
-        for state in world.edges
-        if state.unavailable is None and (link := state.link) is not None and (load := state.load) is not None
-    ]
+    usable = []
+    for state in world.edges:
+        _, _, link, load, unavailable = state
+        if unavailable is None and link is not None and load is not None:
+            usable.append((state, link, load))
+    return usable
 
 
 def _why_local(world: World) -> str:
