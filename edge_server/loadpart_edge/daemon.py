@@ -10,19 +10,17 @@ import resource
 import signal
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from loadpart_common.errors import SettingsError, UnavailableError
 from loadpart_common.metrics_server import MetricsServer
 from loadpart_common.store.model_store import ModelStore
 from loadpart_common.wire.endpoint import is_loopback
-from loadpart_common.wire.limits import PIECE_BYTES, channel_options
 from loadpart_common.wire.methods import SERVICE
 from loadpart_edge.access.clients import ClientsFile
 from loadpart_edge.access.guard import Guard
 from loadpart_edge.metrics import Metrics
 from loadpart_edge.rpc.door import Door
 from loadpart_edge.rpc.health import HealthService
+from loadpart_edge.rpc.listeners import Listeners
 from loadpart_edge.rpc.service import OffloadService
 from loadpart_edge.scheduling.scheduler import Scheduler
 from loadpart_edge.scheduling.staffing import Staffing
@@ -45,24 +43,6 @@ _GRACE_SECONDS = 1.0
 _STAFFING_SECONDS = 0.25
 _STORE_SECONDS = 5.0
 """Period in which the store is looked at for files that were changed."""
-
-_SERVER_OPTIONS = [
-    *channel_options(PIECE_BYTES),
-    ("grpc.max_send_message_length", -1),  # what a network gives may be of any size
-    ("grpc.so_reuseport", 0),  # on by default: two daemons would share a port without an error
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    # Strangers: a connection that is not set up soon or carries no calls is closed. One carries a few calls at a time:
-    # beyond that gRPC refuses streams before Python sees them, else a flood of them fills the event loop for seconds.
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.max_connection_idle_ms", 300_000),
-    ("grpc.max_concurrent_streams", 32),
-    # What gRPC takes of a call before anybody reads it. Left to itself it raises that with the speed of the link, to
-    # many megabytes a call. Once a message is asked for it takes all of it, so that only links on which so many bytes
-    # are under way at a time (bandwidth by round-trip time) wait for it.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 256 << 10),
-]
 
 log = logging.getLogger(__name__)
 
@@ -139,16 +119,15 @@ class Daemon:
         health = HealthService(["", SERVICE, *(model.name for model in self._models)])
         scheduler.on_change = board.queue_changed
         scheduler.hosts.on_shares = self._models.weigh
-        server = grpc.aio.server(options=_SERVER_OPTIONS)
-        server.add_generic_rpc_handlers((service.handler(door), health.handler(door, is_open=settings.open_health)))
-        servers, probed_at = [server], None
+        listeners = Listeners()
         with self._metrics_server() as metrics_address:
-            endpoint = settings.listen.bind(server, settings.tls)
+            services = (service.handler(door), health.handler(door, is_open=settings.open_health))
+            endpoint, probed_at = listeners.add(settings.listen, services, settings.tls), None
             if settings.health_listen is not None:
-                probed, probed_at = _probed(settings.health_listen, health.handler(door, is_open=True))
-                servers.append(probed)
+                probes = (health.handler(door, is_open=True),)
+                probed_at = listeners.add(settings.health_listen, probes, field="health_listen")
             self._warn_of_openness(endpoint, metrics_address)
-            await asyncio.gather(*(each.start() for each in servers))
+            await listeners.start()
             board.start()
             watching = [asyncio.create_task(self._watch(health, service, scheduler, board))]
             try:
@@ -160,12 +139,7 @@ class Daemon:
                     health.set_all(True)
                     print(self._ready_line(endpoint, metrics_address, probed_at), flush=True)  # the promised line
                     await stop.wait()
-                    log.info("draining: %d running, %d waiting", scheduler.running, scheduler.queue_length)
-                    health.set_all(False)
-                    board.draining = True
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(settings.drain_seconds):
-                            await _unless(stop_now, scheduler.drained())
+                    await self._drain(stop_now, health, scheduler, board)
                 if not service.ready or stop_now.is_set() or scheduler.running:
                     scheduler.kill()
             finally:
@@ -174,11 +148,21 @@ class Daemon:
                     task.cancel()
                 await asyncio.gather(*watching, return_exceptions=True)
                 await board.close()
-                grace = 0 if stop_now.is_set() else _GRACE_SECONDS
-                await asyncio.gather(*(each.stop(grace) for each in servers))
+                await listeners.stop(0 if stop_now.is_set() else _GRACE_SECONDS)
                 await scheduler.close()
                 hurrying.cancel()
         log.info("stopped")
+
+    async def _drain(
+        self, stop_now: asyncio.Event, health: HealthService, scheduler: Scheduler, board: StatusBoard
+    ) -> None:
+        """Takes no more jobs, and waits for those that it has, for so long as the settings allow."""
+        log.info("draining: %d running, %d waiting", scheduler.running, scheduler.queue_length)
+        health.set_all(False)
+        board.draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_seconds):
+                await _unless(stop_now, scheduler.drained())
 
     def _listen_to_signals(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
         def heard() -> None:
@@ -288,13 +272,6 @@ class Daemon:
         server = MetricsServer(settings.metrics_listen, self._metrics.registry, settings.metrics_tls)
         with contextlib.closing(server):
             yield server.address
-
-
-def _probed(endpoint: Endpoint, health: grpc.GenericRpcHandler) -> tuple[grpc.aio.Server, Endpoint]:
-    """A server that tells of health alone, in the clear, and where it listens."""
-    server = grpc.aio.server(options=_SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((health,))
-    return server, endpoint.bind(server, field="health_listen")
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
