@@ -142,7 +142,8 @@ def test_jobs_of_those_who_left_are_not_run(own: tuple[Daemon, Path]) -> None:
         inferred = metric(server.metrics, "loadpart_edge_phase_seconds_count", phase="tail")
         worker.send_signal(signal.SIGSTOP)
         futures = [call(leaving, "Infer")(data) for _ in range(20)]
-        eventually(lambda: metric(server.metrics, "loadpart_edge_queue_length") == 19, "they wait", 1.5)
+        # the worker has one of them, or was stopped over a canary and has none
+        eventually(lambda: metric(server.metrics, "loadpart_edge_queue_length") >= 19, "they wait", 1.5)
         waiting = pool.submit(other.call, "Infer", data, caller="other")
         for future in futures:
             future.cancel()
