@@ -36,6 +36,7 @@ from loadpart_common.planning.winners import winning_plans
 from loadpart_common.store.model_store import ModelStore
 from loadpart_device.deciding.policies import BandwidthOnly, LoadAware
 from loadpart_device.deciding.state import Chosen, EdgeState, World
+from loadpart_device.deciding.weighing import weigh
 from loadpart_device.edges.link import LinkReading
 from loadpart_device.edges.load import LoadFollower, ServerLoad
 from loadpart_edge.scheduling.backlog import Backlog
@@ -278,9 +279,12 @@ class AtOnce(LoadAware):
 class Selfish(AtOnce):
     """As `AtOnce`, and each device counts only its own latency, not the waiting that it causes for others."""
 
-    def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
-        """See `LoadAware.weights`."""
-        return super().weights(world, link, load._replace(devices=1), batch)
+    @staticmethod
+    def weights(
+        link: LinkReading, load: ServerLoad, device_slow_down: float, reply_bytes: int, batch: int = 1
+    ) -> Weights:
+        """See `weigh`."""
+        return weigh(link, load._replace(devices=1), device_slow_down, reply_bytes, batch)
 
 
 @dataclass(frozen=True)

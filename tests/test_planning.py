@@ -43,7 +43,11 @@ def test_no_weights_make_a_plan_win_that_was_not_kept(points: list[Point], seed:
         free = rng.choice([0.0, rng.uniform(0, 12_000), float(rng.choice(points).uplink_bytes)])
         weights = Weights(*map(float, numbers), free_bytes=float(free))
         batch = int(rng.integers(1, 4))
-        best = min(everything.costs(weights, batch))
+        costs = everything.costs(weights, batch)
+        best = min(costs)
+        cost, position = everything.least(weights, batch)
+        assert cost == pytest.approx(best, rel=1e-12)
+        assert costs[position] == pytest.approx(best, rel=1e-12)
         assert min(kept.costs(weights, batch)) == pytest.approx(best, rel=1e-6, abs=1e-9)
 
 
@@ -117,7 +121,7 @@ def test_what_others_wait_is_part_of_the_cost_and_not_of_the_latency() -> None:
     weights = Weights(1, 1e-6, 1, 0.005, externality_seconds=1.0)
     costs = plan.costs(weights)
     assert costs == pytest.approx([1.036, 0.1])
-    assert [plan.latency(position, costs, weights) for position in range(2)] == pytest.approx([0.036, 0.1])
+    assert [plan.latency(position, cost, weights) for position, cost in enumerate(costs)] == pytest.approx([0.036, 0.1])
 
 
 def test_a_plan_says_itself_whether_it_is_local() -> None:

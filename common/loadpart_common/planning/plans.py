@@ -7,6 +7,7 @@ product, except that a link may carry some bytes at once: only the bytes beyond 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -52,26 +53,45 @@ class Plans:
         self._local_seconds = self.points[-1].device_seconds
         self._position = {point.key: position for position, point in enumerate(self.points)}
 
-    def costs(self, weights: Weights, batch: int = 1) -> list[float]:
-        """Cost of every plan in seconds, in the order of `points`: its predicted latency, and what it costs others."""
+    def least(self, weights: Weights, batch: int = 1) -> tuple[float, int]:
+        """The least cost of a plan in seconds, and where that plan is among `points`.
+
+        It is asked for every server before every inference, so that it does not call `cost` for each plan.
+        """
         device, link, server, fixed, free, externality = weights
         items = float(batch)
         device *= items
         server *= items
         fixed += externality
-        costs = []
+        least, best, position = math.inf, 0, 0
         for head, nbytes, tail in self._remote:
             cost = head * device + tail * server + fixed
             crossing = nbytes * items - free
-            costs.append(cost + crossing * link if crossing > 0.0 else cost)
-        costs.append(self._local_seconds * device)
-        return costs
+            if crossing > 0.0:
+                cost += crossing * link
+            if cost < least:
+                least, best = cost, position
+            position += 1
+        local = self._local_seconds * device
+        return (local, position) if local < least else (least, best)
+
+    def cost(self, position: int, weights: Weights, batch: int = 1) -> float:
+        """Cost of one of `points` in seconds: its predicted latency, and what it costs others."""
+        if position == len(self._remote):
+            return self._local_seconds * weights.device_slow_down * batch
+        head, nbytes, tail = self._remote[position]
+        crossing = max(nbytes * batch - weights.free_bytes, 0.0)
+        own = head * weights.device_slow_down + tail * weights.server_slow_down
+        return own * batch + crossing * weights.seconds_per_byte + weights.fixed_seconds + weights.externality_seconds
+
+    def costs(self, weights: Weights, batch: int = 1) -> list[float]:
+        """Cost of every plan in seconds, in the order of `points`."""
+        return [self.cost(position, weights, batch) for position in range(len(self.points))]
 
     def position(self, key: PlanKey) -> int | None:
         """Where a plan is among `points`; None when it is not."""
         return self._position.get(key)
 
-    def latency(self, position: int, costs: list[float], weights: Weights) -> float:
-        """Predicted latency of a plan in seconds: its cost without what it costs others."""
-        is_remote = position < len(self._remote)
-        return costs[position] - weights.externality_seconds if is_remote else costs[position]
+    def latency(self, position: int, cost: float, weights: Weights) -> float:
+        """Predicted latency of one of `points` in seconds: its cost without what it costs others."""
+        return cost - weights.externality_seconds if position < len(self._remote) else cost

@@ -36,31 +36,26 @@ class Weighed(NamedTuple):
         state: The server.
         load: Its load.
         weights: What its plans were weighed with.
-        costs: Cost of each of its plans in seconds.
-        position: The plan's among them.
+        position: The plan's among those of the server.
+        cost: Of the plan, in seconds.
     """
 
     state: EdgeState
     load: ServerLoad
     weights: Weights
-    costs: list[float]
     position: int
+    cost: float
 
     @property
-    def cost(self) -> float:
-        """Cost of the plan in seconds."""
-        return self.costs[self.position]
+    def seconds(self) -> float:
+        """Predicted latency of the plan in seconds."""
+        return self.state.plans.latency(self.position, self.cost, self.weights)
 
     @property
     def chosen(self) -> Chosen:
         """Server and plan."""
         plan = self.state.plans.points[self.position].key
         return Chosen("" if plan.is_local else self.state.edge, plan)
-
-    @property
-    def seconds(self) -> float:
-        """Predicted latency of the plan in seconds."""
-        return self.state.plans.latency(self.position, self.costs, self.weights)
 
     @property
     def server_seconds(self) -> float:
@@ -120,11 +115,16 @@ class LoadAware(Policy):
     It changes plans only for a gain above `SWITCH_THRESHOLD`, and among many devices by chance: if all went at once to
     a server that has become idle, they would find it overloaded, and leave it at once. So each one changes with the
     probability at which the server could just serve them, if all of them inferred as often as this one does.
+
+    Attributes:
+        threshold: Least gain, as a share, that is worth another plan.
+        weights: The weights that this policy gives to what is known of one server; takes what `weigh` takes.
     """
 
     name = "load-aware"
     threshold: ClassVar[float] = SWITCH_THRESHOLD
     needs_server = True
+    weights = staticmethod(weigh)
 
     def __init__(self, random_source: random.Random | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """Makes a policy.
@@ -164,17 +164,18 @@ class LoadAware(Policy):
         best: Weighed | None = None
         kept: Weighed | None = None
         least = math.inf
+        _, device_slow_down, _, reply_bytes = world
         for state, link, load in _usable(world):
-            weights = self.weights(world, link, load, batch)
-            costs = state.plans.costs(weights, batch)
-            here = min(costs)
-            if best is None or here < least:
-                least, best = here, Weighed(state, load, weights, costs, costs.index(here))
+            weights = self.weights(link, load, device_slow_down, reply_bytes, batch)
+            cost, position = state.plans.least(weights, batch)
+            if best is None or cost < least:
+                least, best = cost, Weighed(state, load, weights, position, cost)
             if kept is None and previous is not None and (not previous.edge or previous.edge == state.edge):
                 before = state.plans.position(previous.plan)
                 if before is not None:
                     same = best.state is state and before == best.position
-                    kept = best if same else Weighed(state, load, weights, costs, before)
+                    cost = state.plans.cost(before, weights, batch)
+                    kept = best if same else Weighed(state, load, weights, before, cost)
         return best, kept
 
     def choose_again(self, world: World, batch: int, resumed: Resumed, failed: Container[str]) -> Choice | None:
@@ -183,17 +184,13 @@ class LoadAware(Policy):
         for state, link, load in _usable(world):
             if state.edge in failed:
                 continue
-            weights = self.weights(world, link, load, batch)
-            costs = state.plans.costs(weights, batch)
-            for position, point in enumerate(state.plans.points):
-                seconds = resumed.seconds_left(point.key, state.plans.latency(position, costs, weights))
-                if not point.key.is_local and seconds < least:
-                    least, choice = seconds, Choice(Chosen(state.edge, point.key), seconds, f"{point.key}")
+            weights = self.weights(link, load, world.device_slow_down, world.reply_bytes, batch)
+            for position, cost in enumerate(state.plans.costs(weights, batch)):
+                plan = state.plans.points[position].key
+                seconds = resumed.seconds_left(plan, state.plans.latency(position, cost, weights))
+                if not plan.is_local and seconds < least:
+                    least, choice = seconds, Choice(Chosen(state.edge, plan), seconds, f"{plan}")
         return choice
-
-    def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
-        """The weights that this policy gives to what is known of one server."""
-        return weigh(link, load, world.device_slow_down, world.reply_bytes, batch)
 
     def again(self, world: World, batch: int, previous: Chosen | None) -> Chosen:
         """What this policy chooses after a previous choice, chance left out; changes nothing."""
@@ -231,10 +228,13 @@ class BandwidthOnly(LoadAware):
 
     name = "bandwidth-only"
 
-    def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:
-        """See `LoadAware.weights`."""
+    @staticmethod
+    def weights(
+        link: LinkReading, load: ServerLoad, device_slow_down: float, reply_bytes: int, batch: int = 1
+    ) -> Weights:
+        """See `weigh`."""
         idle = load._replace(slow_down=1.0, backlog_seconds=0.0, externality_seconds=0.0, dispatch_seconds=0.0)
-        return super().weights(world, link, idle, batch)
+        return weigh(link, idle, device_slow_down, reply_bytes, batch)
 
 
 class Paper(LoadAware):
@@ -248,8 +248,15 @@ class Paper(LoadAware):
     uses_latency_model_only = True
     threshold = 0.0
 
-    def weights(self, world: World, link: LinkReading, load: ServerLoad, batch: int) -> Weights:  # noqa: ARG002
-        """See `LoadAware.weights`."""
+    @staticmethod
+    def weights(
+        link: LinkReading,
+        load: ServerLoad,
+        device_slow_down: float,  # noqa: ARG004
+        reply_bytes: int,  # noqa: ARG004
+        batch: int = 1,  # noqa: ARG004
+    ) -> Weights:
+        """See `weigh`."""
         return Weights(1.0, 1 / max(link.naive_bytes_per_second, 1e-9), load.slow_down, 0.0)
 
     def _keeps_by_chance(self, *_: object) -> bool:
@@ -310,7 +317,7 @@ class FixedPlan(Policy):
         if position is None or state.link is None or state.load is None:
             return None
         weights = weigh(state.link, state.load, world.device_slow_down, world.reply_bytes, batch)
-        return state.plans.latency(position, state.plans.costs(weights, batch), weights)
+        return state.plans.latency(position, state.plans.cost(position, weights, batch), weights)
 
 
 ADAPTIVE: dict[str, type[LoadAware]] = {kind.name: kind for kind in (LoadAware, BandwidthOnly, Paper)}

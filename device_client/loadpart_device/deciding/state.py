@@ -99,7 +99,7 @@ class Explanation(NamedTuple):
     seconds: float
 
     def __str__(self) -> str:
-        local = self.plans.costs(self.weights, self.batch)[-1]
+        local = self.plans.cost(len(self.plans.points) - 1, self.weights, self.batch)
         there = f" with {self.edge}" if self.edge and not self.plan.is_local else ""
         return (
             f"{self.plan}: {self.why} of {len(self.plans.points)} plans{there}, {self.seconds * 1e3:.1f} ms predicted "
